@@ -1,0 +1,308 @@
+"""What can go wrong, as types: each class owns its stable code and its safe sentence.
+
+Only `service.api.envelope` knows which HTTP status and which OM status belongs to which class.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+__all__ = [
+    "AlreadyInProgress",
+    "BodyTooLarge",
+    "Fault",
+    "FieldError",
+    "Forbidden",
+    "IdempotencyKeyReused",
+    "InternalError",
+    "InvalidRequest",
+    "MalformedRequest",
+    "MethodNotAllowed",
+    "NotAcceptable",
+    "NotFound",
+    "OutcomeUnknown",
+    "RateLimited",
+    "ServiceError",
+    "SessionClosed",
+    "SessionExpired",
+    "ShuttingDown",
+    "StoreUnavailable",
+    "TooManyAttempts",
+    "Unauthenticated",
+    "UnsupportedMediaType",
+    "UpstreamCredentialsRejected",
+    "UpstreamError",
+    "UpstreamMalformed",
+    "UpstreamTimeout",
+    "UpstreamUnavailable",
+    "ValidationRequired",
+]
+
+
+class Fault(Enum):
+    """Whose fault it is; decides the OM status of the answer."""
+
+    CALLER = "OM400"
+    CREDENTIALS = "OM410"
+    SERVER = "OM500"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One bad field of a request. Never carries the value."""
+
+    field: str
+    message: str
+
+
+class ServiceError(Exception):
+    """Anything that ends a request without success.
+
+    Attributes:
+        code: Stable and snake_case; clients branch on it.
+        message: English, for developers; never holds a value that came from outside.
+        display_message: May be shown to the person; None unless the person can do something.
+        retryable: The same request, unchanged, may succeed.
+        retry_after: Seconds to wait first, told as `Retry-After`.
+    """
+
+    code: ClassVar[str]
+    fault: ClassVar[Fault] = Fault.CALLER
+    message: str
+    display_message: str | None = None
+    retryable: ClassVar[bool] = False
+    retry_after: int | None = None
+
+    def __init__(self, message: str | None = None, *, retry_after: int | None = None) -> None:
+        if message is not None:
+            self.message = message
+        if retry_after is not None:
+            self.retry_after = retry_after
+        super().__init__(self.message)
+
+
+class MalformedRequest(ServiceError):
+    """The request could not be read at all."""
+
+    code = "malformed_request"
+    message = "The request body is not valid JSON"
+
+
+class InvalidRequest(ServiceError):
+    """The request could be read, but its fields are wrong."""
+
+    code = "invalid_request"
+    message = "The request has invalid fields"
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        super().__init__()
+        self.errors = tuple(errors)
+
+
+class MethodNotAllowed(ServiceError):
+    """The path exists, the method does not."""
+
+    code = "method_not_allowed"
+    message = "This method is not allowed here"
+
+
+class NotAcceptable(ServiceError):
+    """The caller accepts no JSON."""
+
+    code = "not_acceptable"
+    message = "Only application/json is produced"
+
+
+class BodyTooLarge(ServiceError):
+    """The request body is over the limit."""
+
+    code = "body_too_large"
+    message = "The request body is too large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The request body is not declared as JSON."""
+
+    code = "unsupported_media_type"
+    message = "The request body must be application/json"
+
+
+class Unauthenticated(ServiceError):
+    """No credential, or one that is not good (any more)."""
+
+    code = "unauthenticated"
+    message = "A valid bearer credential is required"
+
+
+class Forbidden(ServiceError):
+    """A known caller that lacks the right."""
+
+    code = "forbidden"
+    message = "This credential may not do this"
+
+
+class NotFound(ServiceError):
+    """Unknown, or somebody else's: the two look the same."""
+
+    code = "not_found"
+    message = "Not found"
+
+
+class SessionClosed(ServiceError):
+    """The session has ended, so no further step is possible in it."""
+
+    code = "session_closed"
+    message = "The session has ended"
+
+
+class SessionExpired(ServiceError):
+    """The session's lifetime is over."""
+
+    code = "session_expired"
+    message = "The session has expired"
+    display_message = "This took too long. Please start again."
+
+
+class AlreadyInProgress(ServiceError):
+    """Another choice is being linked, or this provider is already being validated."""
+
+    code = "already_in_progress"
+    message = "This is already in progress"
+    retryable = True
+    retry_after = 1
+
+    def __init__(self, message: str | None = None, *, location: str | None = None) -> None:
+        super().__init__(message)
+        self.location = location
+
+
+class ValidationRequired(ServiceError):
+    """No validation of this session has succeeded yet."""
+
+    code = "validation_required"
+    message = "No validation of this session has succeeded yet"
+
+
+class IdempotencyKeyReused(ServiceError):
+    """The same idempotency key came with a different request."""
+
+    code = "idempotency_key_reused"
+    message = "This Idempotency-Key was used for a different request"
+
+
+class RateLimited(ServiceError):
+    """Too many requests of one kind in a window of time."""
+
+    code = "rate_limited"
+    message = "Too many requests"
+    retryable = True
+
+    def __init__(self, *, policy: str, limit: int, window: int, retry_after: int) -> None:
+        super().__init__(retry_after=retry_after)
+        self.policy = policy
+        self.limit = limit
+        self.window = window
+
+
+class TooManyAttempts(ServiceError):
+    """A limit that protects a utility account from being locked by wrong passwords."""
+
+    code = "too_many_attempts"
+    message = "Too many attempts in this session"
+    display_message = "Too many attempts. Please try again later."
+    retryable = False
+
+
+class UpstreamCredentialsRejected(ServiceError):
+    """The upstream refuses this service's own client id and secret."""
+
+    code = "upstream_credentials_rejected"
+    fault = Fault.CREDENTIALS
+    message = "The upstream rejected the client id and secret of this service"
+
+
+class UpstreamError(ServiceError):
+    """The upstream gave a clear answer, and it was no."""
+
+    code = "upstream_error"
+    fault = Fault.SERVER
+    message = "The upstream refused the call"
+    retryable = True
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
+
+
+class UpstreamMalformed(ServiceError):
+    """The upstream answered something that is not its protocol."""
+
+    code = "upstream_malformed"
+    fault = Fault.SERVER
+    message = "The upstream gave an answer that makes no sense"
+    retryable = True
+
+
+class UpstreamUnavailable(ServiceError):
+    """The upstream could not be reached, or broke off."""
+
+    code = "upstream_unavailable"
+    fault = Fault.SERVER
+    message = "The upstream could not be reached"
+    retryable = True
+    retry_after = 5
+
+
+class UpstreamTimeout(ServiceError):
+    """The upstream took too long to answer a read."""
+
+    code = "upstream_timeout"
+    fault = Fault.SERVER
+    message = "The upstream took too long"
+    retryable = True
+
+
+class StoreUnavailable(ServiceError):
+    """Redis did not answer in time, or refused."""
+
+    code = "store_unavailable"
+    fault = Fault.SERVER
+    message = "The store could not be reached"
+    retryable = True
+    retry_after = 5
+
+
+class ShuttingDown(ServiceError):
+    """This process is about to stop and takes no new work."""
+
+    code = "shutting_down"
+    fault = Fault.SERVER
+    message = "This instance is shutting down"
+    retryable = True
+    retry_after = 1
+
+
+class OutcomeUnknown(ServiceError):
+    """The link call was sent and no clear answer came.
+
+    Attributes:
+        attempts: The unclear attempts; a caller who decides to send again names them in `resendUnknown`.
+    """
+
+    code = "outcome_unknown"
+    fault = Fault.SERVER
+    message = "The link call was sent, but its outcome is unknown"
+    display_message = "We could not confirm that your accounts were linked. Please contact support before trying again."
+
+    def __init__(self, attempts: Sequence[str]) -> None:
+        super().__init__()
+        self.attempts = tuple(sorted(attempts))
+
+
+class InternalError(ServiceError):
+    """A bug of this service; details stand in the log under the request id."""
+
+    code = "internal_error"
+    fault = Fault.SERVER
+    message = "Internal error"

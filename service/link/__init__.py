@@ -1,0 +1,1 @@
+"""The link flow: what may happen, in which order. No web, no Redis commands."""

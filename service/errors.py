@@ -36,7 +36,13 @@ __all__ = [
     "UpstreamMalformed",
     "UpstreamTimeout",
     "UpstreamUnavailable",
+    "UserClosed",
+    "UtilityUnavailable",
+    "ValidationCanceled",
+    "ValidationInterrupted",
+    "ValidationRejected",
     "ValidationRequired",
+    "ValidationTimedOut",
 ]
 
 
@@ -191,12 +197,14 @@ class IdempotencyKeyReused(ServiceError):
     message = "This Idempotency-Key was used for a different request"
 
 
-class RateLimited(ServiceError):
-    """Too many requests of one kind in a window of time."""
+class _Limited(ServiceError):
+    """A limit was reached.
 
-    code = "rate_limited"
-    message = "Too many requests"
-    retryable = True
+    Attributes:
+        policy: Names the limit.
+        limit: How many are allowed...
+        window: ...in how many seconds.
+    """
 
     def __init__(self, *, policy: str, limit: int, window: int, retry_after: int) -> None:
         super().__init__(retry_after=retry_after)
@@ -205,13 +213,20 @@ class RateLimited(ServiceError):
         self.window = window
 
 
-class TooManyAttempts(ServiceError):
+class RateLimited(_Limited):
+    """Too many requests of one kind in a window of time."""
+
+    code = "rate_limited"
+    message = "Too many requests"
+    retryable = True
+
+
+class TooManyAttempts(_Limited):
     """A limit that protects a utility account from being locked by wrong passwords."""
 
     code = "too_many_attempts"
     message = "Too many attempts in this session"
     display_message = "Too many attempts. Please try again later."
-    retryable = False
 
 
 class UpstreamCredentialsRejected(ServiceError):
@@ -283,8 +298,57 @@ class ShuttingDown(ServiceError):
     retry_after = 1
 
 
+class UserClosed(ServiceError):
+    """The person has given up; told of a session, never raised."""
+
+    code = "user_closed"
+    message = "Rejected: User closes the widget"
+
+
+class ValidationRejected(ServiceError):
+    """The utility does not know this username and password; told of a validation, never raised."""
+
+    code = "incorrect_credentials"
+    message = "The utility rejected the username or password"
+    display_message = "The username or password is not correct."
+
+
+class ValidationCanceled(ServiceError):
+    """The validation was given up before it was finished; told of a validation, never raised."""
+
+    code = "canceled"
+    message = "The validation was given up"
+
+
+class UtilityUnavailable(ServiceError):
+    """The utility's site, or the vendor's way to it, is broken; told of a validation, never raised."""
+
+    code = "utility_unavailable"
+    fault = Fault.SERVER
+    message = "The utility could not be reached"
+    display_message = "Your utility cannot be reached right now. Please try again later."
+
+
+class ValidationTimedOut(ServiceError):
+    """The validation took longer than its time limit; told of a validation, never raised."""
+
+    code = "timed_out"
+    fault = Fault.SERVER
+    message = "The validation took too long"
+    display_message = "Your utility did not answer in time. Please try again."
+
+
+class ValidationInterrupted(ServiceError):
+    """The process died while it sent the credentials; told of a validation, never raised."""
+
+    code = "interrupted"
+    fault = Fault.SERVER
+    message = "The validation was interrupted"
+    display_message = "Something went wrong on our side. Please try again."
+
+
 class OutcomeUnknown(ServiceError):
-    """The link call was sent and no clear answer came.
+    """A call that acts was sent and no clear answer came.
 
     Attributes:
         attempts: The unclear attempts; a caller who decides to send again names them in `resendUnknown`.
@@ -292,10 +356,10 @@ class OutcomeUnknown(ServiceError):
 
     code = "outcome_unknown"
     fault = Fault.SERVER
-    message = "The link call was sent, but its outcome is unknown"
-    display_message = "We could not confirm that your accounts were linked. Please contact support before trying again."
+    message = "The call was sent, but its outcome is unknown"
+    display_message = "We could not confirm what your utility did. Please contact support before trying again."
 
-    def __init__(self, attempts: Sequence[str]) -> None:
+    def __init__(self, attempts: Sequence[str] = ()) -> None:
         super().__init__()
         self.attempts = tuple(sorted(attempts))
 

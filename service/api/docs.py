@@ -1,0 +1,58 @@
+"""`/docs`: Swagger UI, served from here alone."""
+
+from importlib import resources
+from typing import Final
+
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from service.api.routing import make_router
+
+__all__ = ["assets", "router"]
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Swagger UI styles its elements inline."""
+
+_PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>omniconnect-bff API</title>
+<link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+<link rel="icon" href="/docs/assets/favicon-32x32.png">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/assets/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+
+_START: Final = """SwaggerUIBundle({
+  url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null,
+});
+"""
+
+router: Final = make_router("", "documentation")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """The page."""
+    return Response(_PAGE, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": _POLICY})
+
+
+@router.get("/docs/start.js", include_in_schema=False)
+async def start() -> Response:
+    """Starts the page's script; a file of its own, so that the page needs no inline script."""
+    return Response(_START, media_type="text/javascript; charset=utf-8")
+
+
+def assets() -> StaticFiles:
+    """Swagger UI's files, from the package that carries them."""
+    return StaticFiles(directory=str(resources.files("fastapi_swagger") / "resources"))

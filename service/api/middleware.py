@@ -1,0 +1,95 @@
+"""Around every request: its id, its log line and metrics, headers that every answer carries, and the last resort."""
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.envelope import failure
+from service.errors import InternalError, NotAcceptable, ShuttingDown
+from service.telemetry import REQUEST_SECONDS, REQUESTS, log
+
+__all__ = ["Around"]
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
+_JSON: Final = ("application/json", "application/*", "*/*")
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Around:
+    """Outermost, so that nothing gets past it: not even a bug is answered without an envelope."""
+
+    def __init__(self, app: ASGIApp, *, draining: Callable[[], bool]) -> None:
+        self._app = app
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answered = MutableHeaders(scope=message)
+                answered["X-Request-Id"] = request_id
+                for name, value in _HEADERS.items():
+                    answered.setdefault(name, value)
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._answer(scope, headers, receive, send_with_headers)
+            except Exception as error:  # noqa: BLE001 -- the last resort
+                log.error("unhandled", exc_info=error)
+                if status == 0:
+                    await failure(scope, InternalError())(scope, receive, send_with_headers)
+            finally:
+                self._tell(scope, status, time.perf_counter() - started)
+
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith("/v1/"):
+            if not _accepts_json(headers):
+                return await failure(scope, NotAcceptable())(scope, receive, send)
+            if scope["method"] == "POST" and self._draining():
+                return await failure(scope, ShuttingDown())(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        # The template, not the path: a path holds ids, and whatever else a caller puts there.
+        route = scope.get("route")
+        template = getattr(route, "path", "none")
+        known = status or 499
+        REQUESTS.labels(template, scope["method"] if template != "none" else "ANY", str(known)).inc()
+        REQUEST_SECONDS.labels(template).observe(seconds)
+        log.info("request", route=template, method=scope["method"][:16], status=known, ms=round(seconds * 1000, 1))
+
+
+def _accepts_json(headers: Headers) -> bool:
+    accepted = headers.getlist("accept")
+    if not accepted:
+        return True
+    for part in ",".join(accepted).split(","):
+        media_type, _, parameters = part.partition(";")
+        if media_type.strip().lower() in _JSON and not re.search(r"\bq\s*=\s*0(\.0*)?\s*(;|$)", parameters):
+            return True
+    return False

@@ -1,0 +1,43 @@
+"""`/v1/providers`: which utilities there are."""
+
+import hashlib
+from typing import Annotated, Final
+
+from fastapi import Query, Request
+from starlette.responses import Response
+
+from service.api.caller import AnyCaller, steps
+from service.api.documented import failures
+from service.api.envelope import answer, fragment
+from service.api.models import ProviderListed
+from service.api.routing import make_router
+
+__all__ = ["router"]
+
+router: Final = make_router("/v1/providers", "providers")
+
+
+@router.get(
+    "",
+    response_model=ProviderListed,
+    responses={304: {"description": "Not modified"}, **failures(401, 422, 429, 502, 503, 504)},
+)
+async def list_providers(
+    request: Request, _caller: AnyCaller, search: Annotated[str, Query(max_length=256)] = ""
+) -> Response:
+    """Step 2a: utilities by name, those that begin with the search text first."""
+    providers = await steps(request).providers.get()
+    tag = hashlib.sha256(f"{providers.version}\n{search}".encode()).hexdigest()[:32]
+    headers = {"ETag": f'"{tag}"', "Cache-Control": "private, max-age=300"}
+    if _matches(request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    found = fragment(b"[" + b",".join(providers.search(search)) + b"]")
+    return answer(request.scope, {"providers": found}, message="Providers found", headers=headers)
+
+
+def _matches(condition: str | None, tag: str) -> bool:
+    """RFC 9110, section 13.1.2: weak comparison with each listed tag."""
+    if condition is None:
+        return False
+    listed = {each.strip().removeprefix("W/") for each in condition.split(",")}
+    return "*" in listed or f'"{tag}"' in listed

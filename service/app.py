@@ -1,0 +1,185 @@
+"""The app: routers, middleware, errors, lifespan. Importing opens nothing, `create_app` does."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import Response
+
+from service import __version__, errors
+from service.api import accounts, docs, links, ops, providers, sessions, validations
+from service.api.body import BodyGuard
+from service.api.caller import require_policies
+from service.api.envelope import failure
+from service.api.middleware import Around
+from service.api.models import field_names
+from service.clock import SYSTEM_CLOCK, Clock
+from service.errors import FieldError, ServiceError
+from service.settings import Settings, load_settings
+from service.telemetry import configure_logs
+from service.wiring import Process, Timing, wire
+
+__all__ = ["create_app", "from_environment", "openapi_document"]
+
+_FIELDS = field_names() | {"search"}
+
+
+def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | None = None) -> FastAPI:
+    """The service as one process serves it.
+
+    Raises:
+        RuntimeError: A route does not say who may call it.
+    """
+    process = wire(settings, clock=clock, timing=timing)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with process.running():
+            with _drained_on_signal(process, settings.drain_seconds):
+                yield
+
+    app = _bare_app(
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Around, draining=lambda: process.health.draining),
+            Middleware(BodyGuard, on_error=failure),
+        ],
+    )
+    app.state.steps = process.steps
+    app.state.health = process.health
+    app.state.many_processes = settings.workers > 1
+    if settings.docs:
+        app.router.routes.extend(docs.router.routes)
+        app.mount("/docs/assets", docs.assets())
+    document = _document(app, settings.public_url)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    require_policies(app.routes, open_paths=ops.OPEN_PATHS)
+    return app
+
+
+def from_environment() -> FastAPI:
+    """The app of a worker process; the parent has checked the settings and put the store's URL among them."""
+    settings = load_settings()
+    configure_logs(settings.log_level)
+    return create_app(settings)
+
+
+def openapi_document() -> dict[str, Any]:
+    """The contract, without any setting of a deployment."""
+    return _document(_bare_app(), None)
+
+
+def _bare_app(**options: Any) -> FastAPI:  # noqa: ANN401 -- FastAPI's own
+    app = FastAPI(
+        title="omniconnect-bff",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={
+            ServiceError: _render_service_error,
+            RequestValidationError: _render_invalid_request,
+            HTTPException: _render_http_error,
+        },
+        **options,
+    )
+    for module in (sessions, providers, validations, accounts, links, ops):
+        # Not `include_router`: FastAPI would resolve each request through one more layer.
+        app.router.routes.extend(module.router.routes)
+    return app
+
+
+async def _render_service_error(request: Request, error: Exception) -> Response:
+    return failure(request.scope, error if isinstance(error, ServiceError) else errors.InternalError())
+
+
+async def _render_invalid_request(request: Request, error: Exception) -> Response:
+    """FastAPI's own answer repeats the whole body, passwords included; this one names known fields and no values."""
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    return failure(request.scope, errors.InvalidRequest([_field_error(each) for each in problems]))
+
+
+def _field_error(problem: dict[str, Any]) -> FieldError:
+    path = [str(part) for part in problem["loc"][1:] if isinstance(part, int) or part in _FIELDS]
+    message = "Unknown field" if problem["type"] == "extra_forbidden" else str(problem["msg"])
+    return FieldError(".".join(path), message)
+
+
+async def _render_http_error(request: Request, error: Exception) -> Response:
+    """What the framework raises by itself."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    match status:
+        case 404:
+            answer = failure(request.scope, errors.NotFound())
+        case 405:
+            answer = failure(request.scope, errors.MethodNotAllowed())
+            allowed = (getattr(error, "headers", None) or {}).get("Allow")
+            if allowed:
+                answer.headers["Allow"] = allowed
+        case 400:
+            answer = failure(request.scope, errors.MalformedRequest())
+        case _:
+            answer = failure(request.scope, errors.InternalError())
+    return answer
+
+
+def _document(app: FastAPI, public_url: str | None) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary="Link people's utility accounts through Omnimetic's OmniConnect.",
+        description=(
+            "Every answer is an OM envelope: `status`, `message` and `requestId`, with the payload beside them, or "
+            "with `code`, `retryable` and `displayMessage` if the step failed. HTTP speaks of the request, OM of the "
+            "person's step."
+        ),
+        license_info={"name": "MIT", "identifier": "MIT"},
+        servers=[{"url": public_url}] if public_url else None,
+        routes=app.routes,
+    )
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a session token (`oms_...`)."}
+    }
+    document["security"] = [{"bearer": []}]
+    return document
+
+
+class _drained_on_signal:  # noqa: N801 -- reads as what it is used as
+    """Between SIGTERM and the server's own reaction to it, fail `/readyz` but go on serving.
+
+    Load balancers need a moment to notice; the server would refuse connections at once.
+    """
+
+    def __init__(self, process: Process, seconds: float) -> None:
+        self._process = process
+        self._seconds = seconds
+        self._previous: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_running_loop()
+
+        def begin(number: int, frame: FrameType | None) -> None:
+            delay = self._seconds if number == signal.SIGTERM and not self._process.health.draining else 0
+            loop.call_soon_threadsafe(self._process.drain)
+            loop.call_soon_threadsafe(loop.call_later, delay, self._previous[number], number, frame)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous = signal.getsignal(number)
+            if callable(previous) and previous is not signal.default_int_handler:
+                self._previous[number] = previous
+                signal.signal(number, begin)
+
+    def __exit__(self, *_: object) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)

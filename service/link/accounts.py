@@ -1,0 +1,162 @@
+"""Step 3: the service accounts behind the utility accounts that a session has signed in to."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from service.errors import ServiceError, StoreUnavailable, ValidationRequired
+from service.link.tasks import Tasks
+from service.link.token import TokenSource
+from service.stores.keys import Keys
+from service.stores.records import SessionRecord, ValidationRecord
+from service.stores.sealing import KeyRing, UnsealError
+from service.stores.sessions import SessionStore
+from service.telemetry import log
+from service.upstream.client import UpstreamClient
+from service.upstream.wire import ServiceAccount, UtilityAccount
+
+__all__ = ["Accounts", "FoundAccounts"]
+
+MOST_UTILITY_ACCOUNTS: Final = 50
+"""Utility accounts of one session that are read from the vendor."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundAccounts:
+    """What a person may choose from, merged over all validations that succeeded."""
+
+    utility_accounts: Sequence[Mapping[str, Any]]
+    service_accounts: Sequence[Mapping[str, Any]]
+
+
+class Accounts:
+    """Reads service accounts once, right after the validation, and keeps them sealed for the session."""
+
+    def __init__(
+        self,
+        *,
+        client: UpstreamClient,
+        tokens: TokenSource,
+        sessions: SessionStore,
+        keys: Keys,
+        key_ring: KeyRing,
+        tasks: Tasks,
+    ) -> None:
+        self._client = client
+        self._tokens = tokens
+        self._sessions = sessions
+        self._keys = keys
+        self._key_ring = key_ring
+        self._tasks = tasks
+        self._reading: dict[tuple[str, ...], asyncio.Task[dict[str, bytes]]] = {}
+
+    async def list(self, session: SessionRecord, *, read_again: bool) -> FoundAccounts:
+        """All service accounts of all validations that succeeded.
+
+        Raises:
+            ValidationRequired: None has succeeded yet.
+            ServiceError: The vendor failed while they were read (again).
+        """
+        succeeded = [each for each in session.validations if each.state == "succeeded"]
+        if not succeeded:
+            raise ValidationRequired
+        wanted = _account_ids(succeeded)
+        known = {} if read_again else self._unseal(session, wanted)
+        missing = [each for each in wanted if each not in known]
+        if missing:
+            known |= await self._read_shared(session, missing)
+        return _merge(succeeded, known)
+
+    def learned(self, session: SessionRecord) -> set[str]:
+        """Ids of all service accounts that this session was told of: these it may link, and no others."""
+        succeeded = [each for each in session.validations if each.state == "succeeded"]
+        found = _merge(succeeded, self._unseal(session, _account_ids(succeeded)))
+        return {each["id"] for each in found.service_accounts}
+
+    async def read_sealed(self, session_id: str, account_ids: Iterable[str]) -> dict[str, str]:
+        """Read utility accounts for keeping; those that the vendor fails on are left for later."""
+        sealed: dict[str, str] = {}
+        for account_id in list(account_ids)[:MOST_UTILITY_ACCOUNTS]:
+            try:
+                sealed[account_id] = self._seal(session_id, account_id, await self._read_one(account_id))
+            except ServiceError as error:
+                log.warning("accounts_not_read", error=error.code)
+        return sealed
+
+    async def _read_shared(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
+        """One read at a time per session, however many ask; it goes on if they leave."""
+        flight = (session.id, *account_ids)
+        running = self._reading.get(flight)
+        if running is None:
+            running = self._tasks.spawn(self._read_and_keep(session, account_ids), name="read accounts")
+            self._reading[flight] = running
+            running.add_done_callback(lambda _: self._reading.pop(flight, None))
+        return await asyncio.shield(running)
+
+    async def _read_and_keep(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
+        read = {each: await self._read_one(each) for each in account_ids[:MOST_UTILITY_ACCOUNTS]}
+        known = self._unseal(session, account_ids)
+        changed = {
+            each: self._seal(session.id, each, plain) for each, plain in read.items() if known.get(each) != plain
+        }
+        if changed:
+            with suppress(StoreUnavailable):
+                await self._sessions.put_accounts(session.id, changed)
+        return read
+
+    async def _read_one(self, account_id: str) -> bytes:
+        found = await self._tokens.authorized(lambda token: self._client.read_utility_account(token, account_id))
+        return orjson.dumps(_view(found))
+
+    def _place(self, session_id: str, account_id: str) -> str:
+        return f"{self._keys.session(session_id)}:acct:{account_id}"
+
+    def _seal(self, session_id: str, account_id: str, plain: bytes) -> str:
+        return self._key_ring.seal(plain, place=self._place(session_id, account_id))
+
+    def _unseal(self, session: SessionRecord, account_ids: Iterable[str]) -> dict[str, bytes]:
+        known: dict[str, bytes] = {}
+        for account_id in account_ids:
+            sealed = session.sealed_accounts.get(account_id)
+            if sealed is not None:
+                with suppress(UnsealError):
+                    known[account_id] = self._key_ring.unseal(sealed, place=self._place(session.id, account_id))
+        return known
+
+
+def _account_ids(validations: Iterable[ValidationRecord]) -> Sequence[str]:
+    return list(dict.fromkeys(account for each in validations for account in each.accounts))
+
+
+def _view(found: UtilityAccount) -> dict[str, Any]:
+    return {"name": found.name, "serviceAccounts": [_service_view(each) for each in found.service_accounts]}
+
+
+def _service_view(account: ServiceAccount) -> dict[str, Any]:
+    view = account.model_dump(by_alias=True, exclude_none=True)
+    view["address"] = account.address.model_dump(by_alias=True) if account.address else None
+    return view
+
+
+def _merge(validations: Iterable[ValidationRecord], known: Mapping[str, bytes]) -> FoundAccounts:
+    utility: dict[str, Mapping[str, Any]] = {}
+    service: dict[str, Mapping[str, Any]] = {}
+    for validation in validations:
+        for account_id in validation.accounts:
+            stored = orjson.loads(known[account_id]) if account_id in known else {"name": None, "serviceAccounts": []}
+            utility[account_id] = {
+                "id": account_id,
+                "name": stored["name"],
+                "providerId": validation.provider_id,
+                "validationId": validation.id,
+            }
+            for account in stored["serviceAccounts"]:
+                service.setdefault(account["id"], account | {"utilityAccountId": account_id})
+        for account_id, service_id in validation.services:
+            # The job named it, the vendor's list did not.
+            service.setdefault(service_id, {"id": service_id, "utilityAccountId": account_id, "address": None})
+    return FoundAccounts(list(utility.values()), list(service.values()))

@@ -1,0 +1,112 @@
+"""Step 4: link a choice of service accounts, with one call to the vendor per choice whatever is retried."""
+
+import asyncio
+import secrets
+from typing import Final
+
+from service.clock import Clock, Millis
+from service.errors import (
+    AlreadyInProgress,
+    IdempotencyKeyReused,
+    NotFound,
+    ServiceError,
+    SessionClosed,
+    SessionExpired,
+)
+from service.link.accounts import Accounts
+from service.link.attempt import Attempt, Attempts, Choice, Linked
+from service.link.flow import Event, State, move, state_of
+from service.link.settle import Settlement
+from service.link.tasks import Tasks
+from service.stores.records import Intent, SessionRecord
+from service.stores.sessions import Begun, SessionStore
+
+__all__ = ["Attach"]
+
+MOST_INTENTS: Final = 200
+"""Callers of one session that wait for the same link at the same time."""
+
+_ATTEMPT_LIFE_MS: Final = 120_000
+"""Longer than any attempt can take; an older intent belongs to a process that is gone."""
+
+
+class Attach:
+    """Announces attempts and runs each in a task of its own."""
+
+    def __init__(
+        self,
+        *,
+        accounts: Accounts,
+        sessions: SessionStore,
+        attempts: Attempts,
+        settlement: Settlement,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> None:
+        self._accounts = accounts
+        self._sessions = sessions
+        self._attempts = attempts
+        self._settlement = settlement
+        self._tasks = tasks
+        self._clock = clock
+
+    async def link(self, session: SessionRecord, choice: Choice) -> Linked:
+        """Link a choice, or join whoever is linking it, or tell that it is linked.
+
+        Raises:
+            SessionClosed, SessionExpired: The session has ended, or has linked another choice.
+            NotFound: An account that this session was never told of.
+            AlreadyInProgress: Another choice is being linked.
+            IdempotencyKeyReused: The same name for a different request.
+            UpstreamError: The vendor refused; nothing is linked.
+            OutcomeUnknown: The call was sent, now or earlier, and no clear answer came.
+            ServiceError: Nothing was sent.
+        """
+        state = state_of(session, self._clock.now())
+        if state in {State.CLOSED, State.EXPIRED}:
+            move(state, Event.LINK)
+        if not self._accounts.learned(session).issuperset(choice.accounts):
+            raise NotFound
+        return await asyncio.shield(self._tasks.spawn(self._link(session, choice), name="link"))
+
+    async def _link(self, session: SessionRecord, choice: Choice) -> Linked:
+        attempt_id = f"att_{secrets.token_hex(12)}"
+        intent = Intent(attempt_id, Millis(self._clock.now() + _ATTEMPT_LIFE_MS), choice.digest, choice.accounts)
+        begun = await self._begin(session, intent, choice)
+        if begun == "other":
+            # Perhaps only the remains of a process that died.
+            await self._settlement.recover(session if session.intents else await self._read(session.id))
+            begun = await self._begin(session, intent, choice)
+        if begun == "linked":
+            linked = await self._read(session.id)
+            if linked.link is None:
+                raise NotFound
+            return Linked(linked.link, linked.choice, replayed=True)
+        if begun != "begun":
+            raise _refusal(begun)
+        return await self._attempts.run(Attempt(session, choice, intent))
+
+    async def _begin(self, session: SessionRecord, intent: Intent, choice: Choice) -> Begun:
+        return await self._sessions.begin_link(
+            session.id, intent, now=self._clock.now(), most_intents=MOST_INTENTS, idempotency=choice.idempotency
+        )
+
+    async def _read(self, session_id: str) -> SessionRecord:
+        session = await self._sessions.read(session_id)
+        if session is None:
+            raise NotFound
+        return session
+
+
+def _refusal(begun: Begun) -> ServiceError:
+    match begun:
+        case "missing":
+            return NotFound()
+        case "reused":
+            return IdempotencyKeyReused()
+        case "expired":
+            return SessionExpired()
+        case "other":
+            return AlreadyInProgress("Another choice of this session is being linked")
+        case _:
+            return SessionClosed()

@@ -1,0 +1,183 @@
+"""Step 2a: the utilities that people can choose from, cached and searched here."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from service.clock import Clock, Millis
+from service.errors import NotFound, ServiceError, StoreUnavailable
+from service.link.refresh import Refresh
+from service.link.tasks import Tasks
+from service.link.token import TokenSource
+from service.stores.connection import Store
+from service.stores.locks import Locks
+from service.stores.notices import Notices
+from service.telemetry import log
+from service.upstream.client import UpstreamClient
+from service.upstream.companies import CompanyTable, is_web_address
+from service.upstream.wire import Company
+
+__all__ = ["Provider", "ProviderList", "Providers"]
+
+FRESH_MS: Final = 5 * 60 * 1000
+STALE_MS: Final = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One utility, ready to be searched and sent."""
+
+    company: Company
+    folded_name: str
+    encoded: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderList:
+    """The vendor's list at one moment.
+
+    Attributes:
+        version: Changes when the list does; part of the `ETag`.
+    """
+
+    fetched: Millis
+    version: str
+    providers: Sequence[Provider]
+
+    def search(self, text: str) -> list[bytes]:
+        """Encoded providers whose name contains `text`, those that begin with it first; all for an empty text."""
+        folded = text.casefold().strip()
+        if not folded:
+            return [each.encoded for each in self.providers]
+        hits = [each for each in self.providers if folded in each.folded_name]
+        hits.sort(key=lambda each: not each.folded_name.startswith(folded))
+        return [each.encoded for each in hits]
+
+
+class Providers:
+    """The shared list: fresh for five minutes, then refreshed in the background, served stale for up to a day."""
+
+    def __init__(
+        self,
+        *,
+        client: UpstreamClient,
+        tokens: TokenSource,
+        table: CompanyTable,
+        store: Store,
+        key: str,
+        https_only: bool,
+        locks: Locks,
+        notices: Notices,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> None:
+        self._client = client
+        self._tokens = tokens
+        self._table = table
+        self._store = store
+        self._key = key
+        self._https_only = https_only
+        self._clock = clock
+        self._list: ProviderList | None = None
+        self._refresh = Refresh(
+            key=key,
+            look=self._look,
+            fetch=self._fetch,
+            keep=self._share,
+            locks=locks,
+            notices=notices,
+            tasks=tasks,
+            clock=clock,
+        )
+
+    async def get(self) -> ProviderList:
+        """The list, not older than a day.
+
+        Raises:
+            ServiceError: There is none, and none can be had.
+        """
+        known = self._list
+        age = self._clock.now() - known.fetched if known else STALE_MS
+        if known is None or age >= STALE_MS:
+            return await self._first()
+        if age >= FRESH_MS:
+            self._refresh.start()
+        return known
+
+    async def find(self, provider_id: str) -> Company:
+        """One utility.
+
+        Raises:
+            NotFound: The vendor lists no such utility.
+        """
+        for provider in (await self.get()).providers:
+            if provider.company.id == provider_id:
+                return provider.company
+        raise NotFound
+
+    async def _first(self) -> ProviderList:
+        try:
+            return await self._refresh.join()
+        except ServiceError as error:
+            try:
+                stale = await self._read()
+            except StoreUnavailable:
+                stale = None
+            if stale is None:
+                raise
+            log.warning("providers_stale", error=error.code)
+            return stale
+
+    async def _look(self) -> ProviderList | None:
+        found = await self._read()
+        return found if found is not None and self._clock.now() - found.fetched < FRESH_MS else None
+
+    async def _read(self) -> ProviderList | None:
+        text = await self._store.get(self._key)
+        if text is None:
+            return None
+        try:
+            stored = orjson.loads(text)
+            companies = [Company.model_validate(each) for each in stored["companies"]]
+            fetched = Millis(int(stored["fetched"]))
+        except (ValueError, KeyError, TypeError):
+            return None
+        if self._clock.now() - fetched >= STALE_MS:
+            return None
+        return self._adopt(companies, fetched)
+
+    async def _fetch(self) -> ProviderList:
+        fetched = self._clock.now()
+        return self._adopt(await self._tokens.authorized(self._client.list_companies), fetched)
+
+    async def _share(self, providers: ProviderList) -> None:
+        companies = [each.company.model_dump(by_alias=True) for each in providers.providers]
+        text = orjson.dumps({"fetched": providers.fetched, "companies": companies}).decode()
+        await self._store.put(self._key, text, keep_ms=STALE_MS)
+
+    def _adopt(self, companies: Sequence[Company], fetched: Millis) -> ProviderList:
+        providers = [
+            Provider(company, company.name.casefold(), orjson.dumps(self._view(company))) for company in companies
+        ]
+        providers.sort(key=lambda each: each.folded_name)
+        digest = hashlib.sha256(b"\n".join(each.encoded for each in providers)).hexdigest()[:32]
+        self._list = ProviderList(fetched, digest, providers)
+        return self._list
+
+    def _view(self, company: Company) -> dict[str, Any]:
+        sign_in = self._table.rule(company).sign_in
+        url = company.url if company.url and is_web_address(company.url, https_only=False) else None
+        return {
+            "id": company.id,
+            "name": company.name,
+            "url": url,
+            "logo": company.logo if company.logo and self._is_picture(company.logo) else None,
+            "signIn": sign_in,
+            "available": sign_in == "password" or self._table.sign_in_page(company) is not None,
+        }
+
+    def _is_picture(self, address: str) -> bool:
+        return address.startswith("data:image/") or is_web_address(address, https_only=self._https_only)

@@ -1,0 +1,96 @@
+"""One fetch for everybody: look, lock, look again, fetch, store."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, Generic, TypeVar
+
+from service.clock import Clock
+from service.errors import StoreUnavailable, UpstreamTimeout
+from service.link.tasks import Tasks
+from service.stores.locks import Locks
+from service.stores.notices import Notices
+
+__all__ = ["Refresh"]
+
+_T = TypeVar("_T")
+_LEASE_MS: Final = 15_000
+"""Longer than any fetch, so that the lease outlives the call that it protects."""
+
+_WAIT_FOR_OTHERS_SECONDS: Final = 12.0
+_WAIT_SECONDS: Final = 25.0
+_LOOK_AGAIN_SECONDS: Final = 0.25
+
+
+class Refresh(Generic[_T]):
+    """Fetches something that all processes share, once, however many ask at the same time.
+
+    Within a process the fetch is one task that no cancellation reaches, across processes a lease on `key`. Without
+    Redis each process fetches for itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: str,
+        look: Callable[[], Awaitable[_T | None]],
+        fetch: Callable[[], Awaitable[_T]],
+        keep: Callable[[_T], Awaitable[None]],
+        locks: Locks,
+        notices: Notices,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> None:
+        self._key = key
+        self._look = look
+        self._fetch = fetch
+        self._keep = keep
+        self._locks = locks
+        self._notices = notices
+        self._tasks = tasks
+        self._clock = clock
+        self._running: asyncio.Task[_T] | None = None
+
+    def start(self) -> asyncio.Task[_T]:
+        """Start a refresh, or join the one that runs."""
+        if self._running is None or self._running.done():
+            self._running = self._tasks.spawn(self._refresh(), name=f"refresh {self._key}")
+        return self._running
+
+    async def join(self) -> _T:
+        """Start or join a refresh and wait for it.
+
+        Raises:
+            UpstreamTimeout: It took too long; it goes on without us.
+            ServiceError: What the fetch raised.
+        """
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                return await asyncio.shield(self.start())
+        except TimeoutError as error:
+            raise UpstreamTimeout from error
+
+    async def _refresh(self) -> _T:
+        try:
+            return await self._refresh_shared()
+        except StoreUnavailable:
+            return await self._fetch()
+
+    async def _refresh_shared(self) -> _T:
+        found = await self._look()
+        give_up = self._clock.monotonic() + _WAIT_FOR_OTHERS_SECONDS
+        while found is None:
+            with self._notices.watch(self._key) as watch:
+                async with self._locks.held(self._key, lease_ms=_LEASE_MS) as ours:
+                    found = await self._look()
+                    if found is None and (ours or self._clock.monotonic() >= give_up):
+                        return await self._fetch_and_keep()
+                if found is None:
+                    await watch.changed(_LOOK_AGAIN_SECONDS)
+        return found
+
+    async def _fetch_and_keep(self) -> _T:
+        fetched = await self._fetch()
+        with suppress(StoreUnavailable):
+            await self._keep(fetched)
+        return fetched

@@ -1,0 +1,112 @@
+"""Step 1: the upstream token, fetched once for all processes and healed once when the vendor takes it back."""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from pydantic import SecretStr
+
+from service.clock import Clock, Millis
+from service.errors import StoreUnavailable, UpstreamCredentialsRejected
+from service.link.refresh import Refresh
+from service.link.tasks import Tasks
+from service.stores.locks import Locks
+from service.stores.notices import Notices
+from service.stores.tokens import TokenStore, UpstreamToken
+from service.upstream.client import TokenRejected, UpstreamClient
+
+__all__ = ["TokenSource"]
+
+_T = TypeVar("_T")
+_REFRESH_AT_SHARE_OF_LIFE: Final = 0.8
+
+
+class TokenSource:
+    """Where calls to the vendor get their bearer token from."""
+
+    def __init__(
+        self,
+        *,
+        client: UpstreamClient,
+        store: TokenStore,
+        key: str,
+        locks: Locks,
+        notices: Notices,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._clock = clock
+        self._token: UpstreamToken | None = None
+        self._refresh = Refresh(
+            key=key,
+            look=self._look,
+            fetch=self._fetch,
+            keep=self._share,
+            locks=locks,
+            notices=notices,
+            tasks=tasks,
+            clock=clock,
+        )
+
+    async def get(self) -> UpstreamToken:
+        """A token that is good by the clock; refreshed in the background ahead of its end.
+
+        Raises:
+            UpstreamCredentialsRejected: The vendor refuses our client id and secret.
+            ServiceError: The vendor cannot be reached, or makes no sense.
+        """
+        token = self._token
+        now = self._clock.now()
+        if token is None or token.expires_at <= now:
+            token = self._token = await self._refresh.join()
+        elif token.refresh_at <= now:
+            self._refresh.start().add_done_callback(self._adopt)
+        return token
+
+    def _adopt(self, refreshed: asyncio.Task[UpstreamToken]) -> None:
+        if not refreshed.cancelled() and refreshed.exception() is None:
+            self._token = refreshed.result()
+
+    async def drop(self, token: UpstreamToken) -> None:
+        """Forget a token that the vendor has refused; a newer one stays."""
+        if self._token is not None and self._token.version == token.version:
+            self._token = None
+        with suppress(StoreUnavailable):
+            await self._store.drop(token)
+
+    async def authorized(self, call: Callable[[SecretStr], Awaitable[_T]]) -> _T:
+        """Make a call with a token; after a complete 401 once more with a new one.
+
+        Raises:
+            UpstreamCredentialsRejected: The new token was refused as well.
+        """
+        for _ in range(2):
+            token = await self.get()
+            try:
+                return await call(token.value)
+            except TokenRejected:
+                await self.drop(token)
+        raise UpstreamCredentialsRejected
+
+    async def _look(self) -> UpstreamToken | None:
+        stored = await self._store.read()
+        return stored if stored is not None and stored.refresh_at > self._clock.now() else None
+
+    async def _fetch(self) -> UpstreamToken:
+        asked_at = self._clock.now()
+        fetched = await self._client.fetch_token()
+        life = fetched.life_seconds * 1000
+        return UpstreamToken(
+            version=secrets.token_hex(16),
+            account_id=fetched.account_id,
+            value=fetched.value,
+            refresh_at=Millis(asked_at + int(life * _REFRESH_AT_SHARE_OF_LIFE)),
+            expires_at=Millis(asked_at + int(life)),
+        )
+
+    async def _share(self, token: UpstreamToken) -> None:
+        await self._store.write(token, now=self._clock.now())

@@ -1,0 +1,291 @@
+"""Step 2b: sign in at a utility. The password is sent once, kept in memory for that one call, and written nowhere."""
+
+import asyncio
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pydantic import SecretStr
+
+from service.clock import Clock, Millis
+from service.errors import (
+    AlreadyInProgress,
+    FieldError,
+    InvalidRequest,
+    NotFound,
+    ServiceError,
+    SessionClosed,
+    SessionExpired,
+    StoreUnavailable,
+    TooManyAttempts,
+    UpstreamCredentialsRejected,
+    UpstreamMalformed,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from service.link.flow import require_open
+from service.link.providers import Providers
+from service.link.token import TokenSource
+from service.link.watch import Watchers
+from service.stores.jobs import Job
+from service.stores.notices import Notices
+from service.stores.records import SessionRecord, ValidationRecord
+from service.stores.sessions import Added, SessionStore
+from service.telemetry import log
+from service.upstream.client import UpstreamClient
+from service.upstream.companies import CompanyTable
+from service.upstream.wire import Company
+
+__all__ = ["Credentials", "TimeLimits", "Validations", "settled"]
+
+MOST_PENDING: Final = 3
+MOST_PASSWORDS: Final = 5
+MOST_VALIDATIONS: Final = 20
+_BEGIN_SECONDS: Final = 12.0
+"""Longer than the bounded call that starts a job."""
+
+_LOOK_AGAIN_SECONDS: Final = 5.0
+"""While waiting for a notice that may have been lost."""
+
+_POLLER_GRACE_MS: Final = 30_000
+"""A validation still pending this long after its deadline has lost its poller for good."""
+
+_RECORD_SECONDS: Final = 30.0
+_OAUTH_WORDS: Final = (SecretStr("username"), SecretStr("password"))
+"""What the vendor's widget sends for a company whose own page asks for the real ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What the person signs in with."""
+
+    username: SecretStr
+    password: SecretStr
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """From when on a validation has timed out, in seconds."""
+
+    password: float = 180.0
+    oauth: float = 900.0
+
+
+class _Unclear(Exception):
+    """The call that starts a job was sent, and no clear answer came."""
+
+
+class Validations:
+    """Starts validations, waits for them, gives them up."""
+
+    def __init__(
+        self,
+        *,
+        client: UpstreamClient,
+        tokens: TokenSource,
+        providers: Providers,
+        table: CompanyTable,
+        sessions: SessionStore,
+        watchers: Watchers,
+        notices: Notices,
+        clock: Clock,
+        limits: TimeLimits,
+    ) -> None:
+        self._client = client
+        self._tokens = tokens
+        self._providers = providers
+        self._table = table
+        self._sessions = sessions
+        self._watchers = watchers
+        self._notices = notices
+        self._clock = clock
+        self._limits = limits
+        self._draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """Let everybody who waits go with what is known."""
+        self._draining.set()
+        self._notices.wake_all()
+
+    async def start(
+        self, session: SessionRecord, provider_id: str, credentials: Credentials | None
+    ) -> ValidationRecord:
+        """Start a validation; returns once the vendor has taken it on, or it has failed.
+
+        Raises:
+            SessionClosed, SessionExpired, AlreadyInProgress: The session is not open, or this provider has one pending.
+            NotFound: No such provider.
+            InvalidRequest: The credentials do not fit the provider's way to sign in.
+            TooManyAttempts: The session has had its share.
+            ServiceError: Nothing was sent, since Redis or the provider list was not to be had.
+        """
+        require_open(session, self._clock.now())
+        company = await self._providers.find(provider_id)
+        sign_in = self._table.rule(company).sign_in
+        self._check(company, credentials)
+        job = Job(session.id, f"val_{secrets.token_hex(12)}")
+        await self._watchers.claim(job)
+        try:
+            added = await self._add(session, job, provider_id, sign_in)
+        except StoreUnavailable:
+            await self._watchers.drop(job)
+            raise
+        if added.verdict != "added":
+            await self._watchers.drop(job)
+            raise _refusal(session, added, retry_after=(session.expires - self._clock.now()) // 1000)
+        begun = self._watchers.start(job, lambda: self._begin(job, company, credentials))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_BEGIN_SECONDS):
+                await asyncio.shield(begun)
+        return await self.find(session.id, job.validation_id)
+
+    def _check(self, company: Company, credentials: Credentials | None) -> None:
+        if self._table.rule(company).sign_in == "password":
+            if credentials is None:
+                raise InvalidRequest([FieldError("username", "Required for this provider")])
+        elif credentials is not None:
+            raise InvalidRequest([FieldError("password", "People sign in at this provider's own page")])
+        elif self._table.sign_in_page(company) is None:
+            raise InvalidRequest([FieldError("providerId", "This provider is not available")])
+
+    async def _add(self, session: SessionRecord, job: Job, provider_id: str, sign_in: str) -> Added:
+        now = self._clock.now()
+        seconds = self._limits.oauth if sign_in == "oauth" else self._limits.password
+        return await self._sessions.add_validation(
+            session.id,
+            job.validation_id,
+            provider_id=provider_id,
+            kind=sign_in,
+            now=now,
+            deadline=Millis(min(now + int(seconds * 1000), session.expires)),
+            most_pending=MOST_PENDING,
+            most_passwords=MOST_PASSWORDS,
+            most=MOST_VALIDATIONS,
+            grace_ms=_POLLER_GRACE_MS,
+        )
+
+    async def _begin(self, job: Job, company: Company, credentials: Credentials | None) -> str | None:
+        """Send the credentials, once; the job id if there is something to poll."""
+        try:
+            job_id = await self._create_job(company, credentials)
+        except UpstreamCredentialsRejected:
+            changes = {"state": "failed", "reason": "upstream_credentials_rejected"}
+        except UpstreamMalformed:
+            changes = {"state": "failed", "reason": "upstream_malformed"}
+        except _Unclear:
+            changes = {"state": "failed", "reason": "outcome_unknown"}
+        except ServiceError:
+            changes = {"state": "failed", "reason": "utility_unavailable"}
+        else:
+            changes = {"job": job_id}
+            page = self._table.authorize_url(company, job_id) if credentials is None else None
+            if page is not None:
+                changes["authorize"] = page
+            return job_id if await self._record(job, changes) else None
+        await self._record(job, changes)
+        return None
+
+    async def _create_job(self, company: Company, credentials: Credentials | None) -> str:
+        username, password = (credentials.username, credentials.password) if credentials else _OAUTH_WORDS
+
+        async def create(token: SecretStr) -> str:
+            try:
+                return await self._client.create_job(
+                    token,
+                    company_id=company.id,
+                    job_type=self._table.rule(company).job_type,
+                    username=username,
+                    password=password,
+                )
+            except (UpstreamTimeout, UpstreamUnavailable) as error:
+                raise _Unclear from error
+
+        return await self._tokens.authorized(create)
+
+    async def _record(self, job: Job, changes: dict[str, str]) -> bool:
+        """Write down what the vendor said, even if Redis is away for a moment; False if nobody wants it any more."""
+        give_up = self._clock.monotonic() + _RECORD_SECONDS
+        while True:
+            try:
+                return await self._sessions.change_validation(job.session_id, job.validation_id, changes)
+            except StoreUnavailable:
+                if self._clock.monotonic() >= give_up:
+                    log.error("validation_not_recorded", reason=changes.get("reason"))
+                    raise
+                await asyncio.sleep(0.5)
+
+    async def find(self, session_id: str, validation_id: str) -> ValidationRecord:
+        """A validation as it is now.
+
+        Raises:
+            NotFound: There is none of this id in this session.
+        """
+        session = await self._sessions.read(session_id)
+        return self.among(session, validation_id) if session else _absent()
+
+    def among(self, session: SessionRecord, validation_id: str) -> ValidationRecord:
+        """A validation of a session that was just read.
+
+        Raises:
+            NotFound: There is none of this id in this session.
+        """
+        for validation in session.validations:
+            if validation.id == validation_id:
+                return settled(validation, self._clock.now())
+        return _absent()
+
+    async def wait(self, session_id: str, validation_id: str, seconds: float) -> ValidationRecord:
+        """A validation once it is finished, or as it is after `seconds`.
+
+        Raises:
+            NotFound: There is none of this id in this session.
+        """
+        until = self._clock.monotonic() + seconds
+        with self._notices.watch(session_id) as watch:
+            while True:
+                validation = await self.find(session_id, validation_id)
+                left = until - self._clock.monotonic()
+                if validation.state != "pending" or left <= 0 or self._draining.is_set():
+                    return validation
+                await watch.changed(min(left, _LOOK_AGAIN_SECONDS))
+
+    async def give_up(self, session: SessionRecord, validation_id: str) -> ValidationRecord:
+        """Give up a validation that is pending; a finished one stays as it is.
+
+        Raises:
+            NotFound: There is none of this id in this session.
+        """
+        if self.among(session, validation_id).state == "pending":
+            changes = {"state": "failed", "reason": "canceled"}
+            await self._sessions.change_validation(session.id, validation_id, changes)
+        return await self.find(session.id, validation_id)
+
+
+def settled(validation: ValidationRecord, now: Millis) -> ValidationRecord:
+    """A validation as it is to be shown: one whose poller is gone for good has timed out."""
+    if validation.state == "pending" and validation.deadline + _POLLER_GRACE_MS <= now:
+        return replace(validation, state="failed", reason="timed_out")
+    return validation
+
+
+def _absent() -> ValidationRecord:
+    raise NotFound
+
+
+def _refusal(session: SessionRecord, added: Added, *, retry_after: int) -> ServiceError:
+    match added.verdict:
+        case "missing":
+            return NotFound()
+        case "expired":
+            return SessionExpired()
+        case "linking" | "unknown":
+            return AlreadyInProgress("A choice of this session is being linked")
+        case "pending":
+            location = f"/v1/sessions/{session.id}/validations/{added.pending}"
+            return AlreadyInProgress("This provider is being validated", location=location)
+        case "attempts":
+            left = max(1, retry_after)
+            return TooManyAttempts(policy="attempts", limit=MOST_PASSWORDS, window=left, retry_after=left)
+        case _:
+            return SessionClosed()

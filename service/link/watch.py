@@ -1,0 +1,253 @@
+"""One poller per running validation, wherever it was started: leases move to another process when theirs dies."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from service.clock import Clock
+from service.errors import ServiceError, StoreUnavailable, UpstreamError
+from service.link.accounts import Accounts
+from service.link.flow import State, state_of
+from service.link.tasks import Tasks
+from service.link.token import TokenSource
+from service.stores.jobs import Job, JobStore
+from service.stores.notices import Notices
+from service.stores.records import SessionRecord, ValidationRecord
+from service.stores.sessions import SessionStore
+from service.telemetry import RUNNING_JOBS, log
+from service.upstream.client import UpstreamClient
+from service.upstream.wire import JobAnswer
+
+__all__ = ["Cadence", "Watchers"]
+
+_MOST_TAKEN_AT_ONCE: Final = 50
+_JITTER: Final = 0.1
+_SLOWEST_SECONDS: Final = 5.0
+_FORGET_AFTER_MS: Final = 10 * 60 * 1000
+_PASSING_REFUSALS: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """How often the vendor is asked about one job, in seconds.
+
+    Attributes:
+        poll: Between two polls, with 10 % of jitter; longer while polls fail.
+        lease: How long a silent process keeps its jobs.
+    """
+
+    poll: float = 1.0
+    lease: float = 10.0
+
+    def delay(self, failures: int) -> float:
+        """Until the next poll."""
+        jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 -- spreads load, keeps no secret
+        return min(self.poll * float(1 << min(failures, 10)), _SLOWEST_SECONDS) * jitter
+
+
+class Watchers:
+    """The pollers of this process, and the loop that keeps their leases and takes over orphaned jobs."""
+
+    def __init__(
+        self,
+        *,
+        client: UpstreamClient,
+        tokens: TokenSource,
+        accounts: Accounts,
+        sessions: SessionStore,
+        jobs: JobStore,
+        notices: Notices,
+        tasks: Tasks,
+        clock: Clock,
+        cadence: Cadence,
+    ) -> None:
+        self._client = client
+        self._tokens = tokens
+        self._accounts = accounts
+        self._sessions = sessions
+        self._jobs = jobs
+        self._notices = notices
+        self._tasks = tasks
+        self._clock = clock
+        self._cadence = cadence
+        self._running: dict[Job, asyncio.Task[None]] = {}
+        self._held_until: float = 0
+
+    async def claim(self, job: Job) -> None:
+        """Hold a job before anything is sent for it, so that it is found if this process dies.
+
+        Raises:
+            StoreUnavailable: It could not be written down; nothing may be sent.
+        """
+        await self._jobs.hold(job)
+        self._held_until = max(self._held_until, self._clock.monotonic() + self._cadence.lease)
+
+    async def drop(self, job: Job) -> None:
+        """Let go of a job for which nothing was sent, or that is over."""
+        try:
+            await self._jobs.drop([job], "finished")
+        except StoreUnavailable:
+            log.warning("job_not_dropped")  # whoever takes it over finds it finished
+
+    def start(self, job: Job, begin: Callable[[], Awaitable[str | None]]) -> asyncio.Task[str | None]:
+        """Begin a claimed job in a task of its own, and poll it if `begin` returned the vendor's job id."""
+        begun = self._tasks.spawn(self._begin(job, begin), name="begin validation")
+        self._running[job] = self._tasks.spawn(self._follow(job, begun), name="poll validation")
+        RUNNING_JOBS.set(len(self._running))
+        return begun
+
+    async def _begin(self, job: Job, begin: Callable[[], Awaitable[str | None]]) -> str | None:
+        job_id = await begin()
+        self._notices.wake(job.session_id)
+        return job_id
+
+    async def _follow(self, job: Job, begun: asyncio.Task[str | None]) -> None:
+        try:
+            job_id = await asyncio.shield(begun)
+            if job_id is not None:
+                await self._poll(job, job_id)
+            await self.drop(job)
+        finally:
+            self._forget(job)
+
+    async def _resume(self, job: Job) -> None:
+        """Go on with a job whose process is gone."""
+        try:
+            session = await self._sessions.read(job.session_id)
+            validation = _pending(session, job)
+            if validation is None:
+                await self.drop(job)
+            elif validation.job_id is None:
+                # The password died with its process, and whether the vendor has seen it is unknown.
+                await self._finish(job, {"state": "failed", "reason": "interrupted"})
+            else:
+                await self._poll(job, validation.job_id)
+                await self.drop(job)
+        finally:
+            self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        if self._running.get(job) is asyncio.current_task():
+            del self._running[job]
+            RUNNING_JOBS.set(len(self._running))
+
+    async def run(self) -> None:
+        """Renew leases and take over orphaned jobs, for as long as the process lives."""
+        while True:
+            try:
+                await self._renew()
+            except StoreUnavailable:
+                log.warning("leases_not_renewed", jobs=len(self._running))
+            await asyncio.sleep(self._cadence.lease / 4)
+
+    async def _renew(self) -> None:
+        asked_at = self._clock.monotonic()
+        held = await self._jobs.renew(list(self._running), most=_MOST_TAKEN_AT_ONCE)
+        self._held_until = asked_at + self._cadence.lease
+        for job in held.lost:
+            task = self._running.pop(job, None)
+            if task is not None:
+                task.cancel()
+        for job in held.taken:
+            if job not in self._running:
+                self._running[job] = self._tasks.spawn(self._resume(job), name="resume validation")
+        RUNNING_JOBS.set(len(self._running))
+
+    async def release(self) -> None:
+        """Stop polling and let other processes take over at once."""
+        running = list(self._running)
+        for task in self._running.values():
+            task.cancel()
+        if running:
+            await self._jobs.drop(running, "release")
+
+    async def _poll(self, job: Job, job_id: str) -> None:
+        """Ask the vendor until the job is over, and write down how it ended."""
+        failures = 0
+        delay = self._cadence.poll / 2
+        with self._notices.watch(job.session_id) as watch:
+            while (validation := await self._wait(job, watch.changed, delay)) is not None:
+                if validation.deadline <= self._clock.now():
+                    return await self._finish(job, {"state": "failed", "reason": "timed_out"})
+                if self._clock.monotonic() < self._held_until:
+                    try:
+                        answer = await self._tokens.authorized(lambda token: self._client.read_job(token, job_id))
+                        failures = 0
+                    except UpstreamError as error:
+                        failures += 1
+                        if error.status < HTTPStatus.INTERNAL_SERVER_ERROR and error.status not in _PASSING_REFUSALS:
+                            return await self._finish(job, {"state": "failed", "reason": "utility_unavailable"})
+                    except ServiceError:
+                        failures += 1
+                    else:
+                        if answer.result != "running":
+                            return await self._conclude(job, answer)
+                delay = self._cadence.delay(failures)
+        return None
+
+    async def _wait(
+        self, job: Job, changed: Callable[[float], Awaitable[None]], seconds: float
+    ) -> ValidationRecord | None:
+        """Wait for the next poll; None if nobody wants the result any more.
+
+        The session is looked at whenever it changed, and once per wait.
+        """
+        until = self._clock.monotonic() + seconds
+        while True:
+            await changed(until - self._clock.monotonic())
+            try:
+                session = await self._sessions.read(job.session_id)
+            except StoreUnavailable:
+                await asyncio.sleep(self._cadence.poll)
+                continue
+            validation = _pending(session, job)
+            if session is None or validation is None:
+                return None
+            if state_of(session, self._clock.now()) in {State.CLOSED, State.LINKED}:
+                await self._finish(job, {"state": "failed", "reason": "canceled"})
+                return None
+            if self._clock.monotonic() >= until:
+                return validation
+
+    async def _conclude(self, job: Job, answer: JobAnswer) -> None:
+        match answer.result:
+            case "incorrect_credentials":
+                await self._finish(job, {"state": "rejected", "reason": "incorrect_credentials"})
+            case "succeeded":
+                sealed = await self._accounts.read_sealed(job.session_id, answer.account_ids)
+                changes = {
+                    "state": "succeeded",
+                    "accounts": ",".join(answer.account_ids),
+                    "services": ",".join("/".join(pair) for pair in answer.services),
+                }
+                await self._finish(job, changes, sealed)
+            case _:
+                await self._finish(job, {"state": "failed", "reason": "utility_unavailable"})
+
+    async def _finish(
+        self, job: Job, changes: Mapping[str, str], sealed_accounts: Mapping[str, str] | None = None
+    ) -> None:
+        """Write down the end of a validation, however long Redis is away."""
+        forget_at = self._clock.monotonic() + _FORGET_AFTER_MS / 1000
+        while self._clock.monotonic() < forget_at:
+            try:
+                await self._sessions.change_validation(
+                    job.session_id, job.validation_id, changes, sealed_accounts=sealed_accounts
+                )
+            except StoreUnavailable:
+                await asyncio.sleep(self._cadence.poll)
+            else:
+                return
+        log.error("validation_not_recorded", reason=changes.get("reason"))
+
+
+def _pending(session: SessionRecord | None, job: Job) -> ValidationRecord | None:
+    if session is None:
+        return None
+    for validation in session.validations:
+        if validation.id == job.validation_id and validation.state == "pending":
+            return validation
+    return None

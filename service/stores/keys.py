@@ -1,0 +1,58 @@
+"""Names of all keys, in one place. A hash tag (`{...}`) names the slot in which a script works."""
+
+from dataclasses import dataclass
+
+__all__ = ["Keys"]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The key builder of one tenant: its name is part of every key, but for sessions, whose ids are unguessable."""
+
+    prefix: str
+    tenant: str
+
+    @property
+    def channel(self) -> str:
+        """Where changes are announced."""
+        return f"{self.prefix}:notices"
+
+    def session(self, session_id: str) -> str:
+        """A session's hash."""
+        return f"{self.prefix}:{{s:{session_id}}}"
+
+    def session_reads(self, session_id: str) -> str:
+        """How often a session was read in the current window."""
+        return f"{self.prefix}:{{s:{session_id}}}:reads"
+
+    def session_refresh(self, session_id: str) -> str:
+        """The lease of re-reading a session's service accounts."""
+        return f"{self.prefix}:{{s:{session_id}}}:refresh"
+
+    def guard(self, account_id: str, service_account_id: str) -> str:
+        """What is known about linking one service account to one upstream account."""
+        return f"{self.prefix}:{{g:{self.tenant}}}:{account_id}:{service_account_id}"
+
+    def void(self, attempt: str) -> str:
+        """Forbids an attempt to send."""
+        return f"{self.prefix}:{{g:{self.tenant}}}:void:{attempt}"
+
+    @property
+    def token(self) -> str:
+        """The upstream token, sealed."""
+        return f"{self.prefix}:{{t:{self.tenant}}}:token"
+
+    @property
+    def providers(self) -> str:
+        """The vendor's list of utility companies."""
+        return f"{self.prefix}:{{p:{self.tenant}}}:providers"
+
+    @property
+    def job_leases(self) -> str:
+        """Running jobs, sorted by the end of their poller's lease."""
+        return f"{self.prefix}:{{j:{self.tenant}}}:leases"
+
+    @property
+    def job_holders(self) -> str:
+        """Which process polls which job."""
+        return f"{self.prefix}:{{j:{self.tenant}}}:holders"

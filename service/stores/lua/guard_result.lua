@@ -1,0 +1,25 @@
+-- Record how an attempt ended (exactly-once, step 7), or that it gave up without sending.
+-- KEYS: one guard per account that was claimed. ARGV: attempt, 'linked' | 'refused' | 'unknown' | 'unsent', why, ms to keep, channel, topic.
+local me, result = ARGV[1], ARGV[2]
+for i = 1, #KEYS do
+  local r = redis.call('HMGET', KEYS[i], 'cur', 'unk', 'done')
+  local mine = r[1] == me
+  local unk, listed = '', false
+  for attempt in string.gmatch(r[2] or '', '[^,]+') do
+    if attempt == me then listed = true else unk = unk .. attempt .. ',' end
+  end
+  if mine then redis.call('HDEL', KEYS[i], 'cur', 'st', 'until', 'digest') end
+  if result == 'linked' then
+    -- A confirmation counts whoever holds the account by now.
+    redis.call('HSET', KEYS[i], 'done', me)
+    redis.call('HDEL', KEYS[i], 'unk')
+  elseif result == 'unknown' then
+    if not r[3] then redis.call('HSET', KEYS[i], 'unk', unk .. me .. ',') end
+  else
+    if listed then redis.call('HSET', KEYS[i], 'unk', unk) end
+    if result == 'refused' and (mine or listed) then redis.call('HSET', KEYS[i], 'last', me, 'why', ARGV[3]) end
+  end
+  redis.call('PEXPIRE', KEYS[i], ARGV[4])
+end
+redis.call('PUBLISH', ARGV[5], ARGV[6])
+return 1

@@ -1,0 +1,13 @@
+-- Let go of jobs that are ours: finished ones for good, others ('release') so that another process takes them over at once.
+-- KEYS: leases, holders. ARGV: holder, 'finished' | 'release', jobs ...
+for i = 3, #ARGV do
+  if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1] then
+    if ARGV[2] == 'finished' then
+      redis.call('ZREM', KEYS[1], ARGV[i])
+    else
+      redis.call('ZADD', KEYS[1], 0, ARGV[i])
+    end
+    redis.call('HDEL', KEYS[2], ARGV[i])
+  end
+end
+return 1

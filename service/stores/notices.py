@@ -1,0 +1,105 @@
+"""Something changed, look again: one subscription per process, however many wait.
+
+A notice carries no state and may be lost; who waits looks after subscribing, and looks again after a while anyway.
+"""
+
+import asyncio
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Self
+
+from redis.exceptions import RedisError
+
+from service.stores.connection import Store
+from service.telemetry import log
+
+__all__ = ["Notices", "Watch"]
+
+_PING_SECONDS: Final = 5.0
+_RECONNECT_SECONDS: Final = 0.5
+
+
+class Watch:
+    """Changes of one topic since this watch was made, or since the last wait."""
+
+    def __init__(self, watches: dict[str, set["Watch"]], topic: str) -> None:
+        self._changed = asyncio.Event()
+        self._watches = watches
+        self._topic = topic
+
+    def __enter__(self) -> Self:
+        self._watches.setdefault(self._topic, set()).add(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        watches = self._watches[self._topic]
+        watches.discard(self)
+        if not watches:
+            del self._watches[self._topic]
+
+    def wake(self) -> None:
+        """Something changed, or may have."""
+        self._changed.set()
+
+    async def changed(self, seconds: float) -> None:
+        """Return at the next change, or after `seconds`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0)):
+                await self._changed.wait()
+        self._changed.clear()
+
+
+class Notices:
+    """The subscription of this process, and those in it who wait."""
+
+    def __init__(self, *, store: Store, channel: str) -> None:
+        self._store = store
+        self._channel = channel
+        self._watches: dict[str, set[Watch]] = {}
+        self.subscribed = asyncio.Event()
+
+    def watch(self, topic: str) -> Watch:
+        """Watch a topic: make the watch, then look, then wait for it."""
+        return Watch(self._watches, topic)
+
+    def wake(self, topic: str) -> None:
+        """Wake those who watch a topic in this process."""
+        for watch in self._watches.get(topic, ()):
+            watch.wake()
+
+    def wake_all(self) -> None:
+        """Wake everybody: what happened while nobody listened is unknown."""
+        for topic in self._watches:
+            self.wake(topic)
+
+    async def listen(self) -> None:
+        """Keep the subscription up, for as long as the process lives."""
+        while True:
+            try:
+                await self._listen_once()
+            except (RedisError, OSError, UnicodeDecodeError) as error:
+                log.warning("notices_lost", error=type(error).__name__)
+            self.subscribed.clear()
+            self.wake_all()
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _listen_once(self) -> None:
+        async with self._store.pubsub() as pubsub:
+            await pubsub.subscribe(self._channel)
+            quiet = False
+            while True:
+                message = await pubsub.get_message(timeout=_PING_SECONDS)
+                if message is None:
+                    if quiet:
+                        return
+                    quiet = True
+                    await pubsub.ping()
+                    continue
+                quiet = False
+                if message["type"] == "subscribe":
+                    self.subscribed.set()
+                    self.wake_all()
+                elif message["type"] == "message":
+                    self.wake(message["data"])

@@ -1,0 +1,175 @@
+"""What is stored of a link session: one Redis hash, flat fields, unknown ones left alone.
+
+The schema version is written with each session; a reader takes its own version and the one before.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, cast
+
+import orjson
+
+from service.clock import Millis
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Intent",
+    "LinkRecord",
+    "SessionRecord",
+    "StoredState",
+    "ValidationRecord",
+    "ValidationState",
+    "read_link",
+    "read_session",
+]
+
+SCHEMA_VERSION: Final = 1
+
+StoredState = Literal["open", "linked", "unknown", "closed"]
+"""What is written down; `linking` and `expired` follow from intents and time (`service.link.flow`)."""
+
+ValidationState = Literal["pending", "succeeded", "rejected", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationRecord:
+    """One try to sign in at one utility.
+
+    Attributes:
+        kind: How the person signs in.
+        deadline: From then on it has timed out.
+        job_id: The vendor's job, once it has answered.
+        reason: Why it was rejected or failed.
+        accounts: Utility accounts that it found.
+        services: Service accounts that the job itself named (OAuth), each with its utility account: (utility, service).
+    """
+
+    id: str
+    state: ValidationState
+    provider_id: str
+    kind: Literal["password", "oauth"]
+    created: Millis
+    deadline: Millis
+    job_id: str | None = None
+    reason: str | None = None
+    authorize_url: str | None = None
+    accounts: Sequence[str] = ()
+    services: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """An attempt to link that has been announced and not settled."""
+
+    attempt: str
+    until: Millis
+    digest: str
+    choice: Sequence[str]
+
+    def encode(self) -> str:
+        """As `link_begin.lua` reads it."""
+        return f"{self.until}:{self.digest}:{','.join(self.choice)}"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRecord:
+    """The link that a session has made.
+
+    Attributes:
+        account_id: The upstream account that the service accounts now belong to.
+        consent: What the person agreed to, as the host told us.
+    """
+
+    id: str
+    linked_at: Millis
+    account_id: str
+    consent: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """One person's walk through the steps, as stored."""
+
+    id: str
+    tenant: str
+    owner: str
+    subject: str | None
+    metadata: Mapping[str, str]
+    created: Millis
+    expires: Millis
+    ended: Millis | None
+    token_hash: str
+    state: StoredState
+    account_id: str
+    validations: Sequence[ValidationRecord]
+    intents: Sequence[Intent]
+    choice: Sequence[str]
+    link: LinkRecord | None
+    unclear: Sequence[str]
+    sealed_accounts: Mapping[str, str] = field(repr=False)
+
+
+def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | None:
+    """Read a session's hash; None if it is of a schema that this version cannot read.
+
+    Raises:
+        KeyError, ValueError: The hash is broken.
+    """
+    if not SCHEMA_VERSION - 1 <= int(fields["v"]) <= SCHEMA_VERSION + 1:
+        return None
+    ended = fields.get("ended")
+    link = fields.get("link")
+    validation_ids = [name[4:-6] for name in fields if name.startswith("val:") and name.endswith(":state")]
+    return SessionRecord(
+        id=session_id,
+        tenant=fields["tenant"],
+        owner=fields["owner"],
+        subject=fields.get("subject"),
+        metadata=orjson.loads(fields.get("metadata", "{}")),
+        created=Millis(int(fields["created"])),
+        expires=Millis(int(fields["expires"])),
+        ended=Millis(int(ended)) if ended else None,
+        token_hash=fields["token"],
+        state=cast("StoredState", fields["state"]),
+        account_id=fields["account"],
+        validations=sorted((_validation(each, fields) for each in validation_ids), key=lambda each: each.created),
+        intents=[_intent(name[7:], fields[name]) for name in fields if name.startswith("intent:")],
+        choice=_split(fields.get("choice")),
+        link=read_link(link) if link else None,
+        unclear=_split(fields.get("unclear")),
+        sealed_accounts={name[5:]: fields[name] for name in fields if name.startswith("acct:")},
+    )
+
+
+def _validation(validation_id: str, fields: Mapping[str, str]) -> ValidationRecord:
+    def part(name: str) -> str | None:
+        return fields.get(f"val:{validation_id}:{name}")
+
+    return ValidationRecord(
+        id=validation_id,
+        state=cast("ValidationState", part("state")),
+        provider_id=part("provider") or "",
+        kind=cast('Literal["password", "oauth"]', part("kind") or "password"),
+        created=Millis(int(part("created") or 0)),
+        deadline=Millis(int(part("deadline") or 0)),
+        job_id=part("job"),
+        reason=part("reason"),
+        authorize_url=part("authorize"),
+        accounts=_split(part("accounts")),
+        services=[(pair.partition("/")[0], pair.partition("/")[2]) for pair in _split(part("services"))],
+    )
+
+
+def _intent(attempt: str, text: str) -> Intent:
+    until, digest, choice = text.split(":", 2)
+    return Intent(attempt, Millis(int(until)), digest, _split(choice))
+
+
+def read_link(text: str) -> LinkRecord:
+    """Read a link as it is stored within its session."""
+    stored: dict[str, Any] = orjson.loads(text)
+    return LinkRecord(stored["id"], Millis(stored["linked_at"]), stored["account_id"], stored.get("consent"))
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()

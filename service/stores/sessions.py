@@ -1,0 +1,216 @@
+"""Link sessions: each is one hash, and each change to it one script."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+import orjson
+
+from service.clock import Millis
+from service.errors import StoreUnavailable
+from service.stores.connection import Store
+from service.stores.keys import Keys
+from service.stores.records import SCHEMA_VERSION, Intent, LinkRecord, SessionRecord, read_link, read_session
+
+__all__ = ["Added", "Begun", "NewSession", "Reads", "SessionStore", "Settled"]
+
+READ_WINDOW_SECONDS: Final = 60
+
+Begun = Literal["begun", "missing", "reused", "closed", "expired", "linked", "settled", "other"]
+Closed = Literal["closed", "missing", "linked", "unknown", "expired", "intents"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """What a session starts with."""
+
+    id: str
+    tenant: str
+    owner: str
+    subject: str | None
+    metadata: Mapping[str, str]
+    created: Millis
+    expires: Millis
+    token_hash: str
+    account_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """How often a session was asked for in the current window."""
+
+    count: int
+    seconds_left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Whether a validation was written down; if not, why not."""
+
+    verdict: Literal["added", "missing", "linked", "unknown", "closed", "expired", "linking", "pending", "attempts"]
+    pending: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a session is after an attempt was settled."""
+
+    state: Literal["open", "linked", "unknown", "closed", "missing"]
+    link: LinkRecord | None
+
+
+class SessionStore:
+    """Reads and changes sessions. Every method raises `StoreUnavailable` when Redis fails.
+
+    Attributes:
+        retention_ms: How long an ended session stays readable.
+    """
+
+    def __init__(self, *, store: Store, keys: Keys, retention_ms: int) -> None:
+        self._store = store
+        self._keys = keys
+        self.retention_ms = retention_ms
+
+    async def create(self, new: NewSession) -> SessionRecord:
+        """Write a session that nobody knows of yet."""
+        fields = {
+            "v": str(SCHEMA_VERSION),
+            "tenant": new.tenant,
+            "owner": new.owner,
+            "metadata": orjson.dumps(dict(new.metadata)).decode(),
+            "created": str(new.created),
+            "expires": str(new.expires),
+            "token": new.token_hash,
+            "state": "open",
+            "account": new.account_id,
+        }
+        if new.subject is not None:
+            fields["subject"] = new.subject
+        flat = [part for pair in fields.items() for part in pair]
+        keep = new.expires - new.created + self.retention_ms
+        await self._store.run("session_create", keys=[self._keys.session(new.id)], args=[keep, *flat])
+        return cast("SessionRecord", _record(new.id, fields))
+
+    async def read(self, session_id: str) -> SessionRecord | None:
+        """A session as it is now; None if there is none, or none that this version can read."""
+        fields = await self._store.hash(self._keys.session(session_id))
+        return _record(session_id, fields) if fields else None
+
+    async def read_counted(self, session_id: str) -> tuple[SessionRecord, Reads] | None:
+        """A session as it is now, this read counted."""
+        keys = [self._keys.session(session_id), self._keys.session_reads(session_id)]
+        answer = await self._store.run("session_read", keys=keys, args=[READ_WINDOW_SECONDS * 1000])
+        if not answer:
+            return None
+        record = _record(session_id, dict(zip(answer[2::2], answer[3::2], strict=True)))
+        return (record, Reads(int(answer[0]), max(1, -(-int(answer[1]) // 1000)))) if record else None
+
+    async def replace_token(self, session_id: str, token_hash: str) -> bool:
+        """Let a new session token take the place of the old one."""
+        args = [token_hash, self._keys.channel, session_id]
+        return bool(await self._store.run("session_retoken", keys=[self._keys.session(session_id)], args=args))
+
+    async def close(self, session_id: str, *, now: Millis, voided: Sequence[str]) -> Closed:
+        """End a session whose open attempts are all in `voided`."""
+        args: list[str | int] = [now, self.retention_ms, self._keys.channel, session_id, *voided]
+        return cast("Closed", await self._store.run("session_close", keys=[self._keys.session(session_id)], args=args))
+
+    async def add_validation(
+        self,
+        session_id: str,
+        validation_id: str,
+        *,
+        provider_id: str,
+        kind: str,
+        now: Millis,
+        deadline: Millis,
+        most_pending: int,
+        most_passwords: int,
+        most: int,
+        grace_ms: int,
+    ) -> Added:
+        """Write down a validation before anything is sent, if the session may have one more."""
+        limits = [most_pending, most_passwords, most, grace_ms]
+        answer = await self._store.run(
+            "validation_add",
+            keys=[self._keys.session(session_id)],
+            args=[now, validation_id, provider_id, kind, deadline, *limits, self._keys.channel, session_id],
+        )
+        return Added(answer[0], answer[1] if len(answer) > 1 else None)
+
+    async def change_validation(
+        self,
+        session_id: str,
+        validation_id: str,
+        changes: Mapping[str, str],
+        *,
+        sealed_accounts: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Change a validation that is still pending; False if it is not, and then nothing changes."""
+        fields = {f"val:{validation_id}:{name}": value for name, value in changes.items()}
+        fields |= {f"acct:{account}": sealed for account, sealed in (sealed_accounts or {}).items()}
+        flat = [part for pair in fields.items() for part in pair]
+        args = [validation_id, self._keys.channel, session_id, *flat]
+        return bool(await self._store.run("validation_set", keys=[self._keys.session(session_id)], args=args))
+
+    async def put_accounts(self, session_id: str, sealed_accounts: Mapping[str, str]) -> None:
+        """Keep service accounts that were read again."""
+        flat = [part for account, sealed in sealed_accounts.items() for part in (f"acct:{account}", sealed)]
+        await self._store.run("accounts_put", keys=[self._keys.session(session_id)], args=flat)
+
+    async def begin_link(
+        self, session_id: str, intent: Intent, *, now: Millis, most_intents: int, idempotency: tuple[str, str] | None
+    ) -> Begun:
+        """Announce an attempt to link, or find out why it may not begin."""
+        name, fingerprint = idempotency or ("", "")
+        answer = await self._store.run(
+            "link_begin",
+            keys=[self._keys.session(session_id)],
+            args=[
+                now,
+                intent.attempt,
+                intent.encode(),
+                intent.digest,
+                most_intents,
+                name and f"idem:{name}",
+                fingerprint,
+            ],
+        )
+        return cast("Begun", answer)
+
+    async def settle_link(
+        self,
+        session_id: str,
+        intent: Intent,
+        result: Literal["linked", "unknown", "open"],
+        *,
+        now: Millis,
+        link: LinkRecord | None = None,
+        unclear: Sequence[str] = (),
+    ) -> Settled:
+        """Take an attempt's result over into its session."""
+        answer = await self._store.run(
+            "link_settle",
+            keys=[self._keys.session(session_id)],
+            args=[
+                now,
+                intent.attempt,
+                result,
+                orjson.dumps(link).decode() if link else "",
+                intent.digest,
+                ",".join(intent.choice),
+                ",".join(unclear),
+                self.retention_ms,
+                self._keys.channel,
+                session_id,
+            ],
+        )
+        return Settled(answer[0], read_link(answer[1]) if answer[1] else None)
+
+
+def _record(session_id: str, fields: Mapping[str, str]) -> SessionRecord | None:
+    try:
+        return read_session(session_id, fields)
+    except (KeyError, ValueError, TypeError) as error:
+        # Redis may hold anything; what cannot be read is not "no session", or a closed one could be opened anew.
+        raise StoreUnavailable("The stored session cannot be read") from error

@@ -1,0 +1,92 @@
+"""Logs and metrics: chosen fields only, never a value that came from outside unchecked."""
+
+import logging
+import sys
+from typing import Any, Final
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+__all__ = [
+    "REQUESTS",
+    "REQUEST_SECONDS",
+    "RUNNING_JOBS",
+    "STORE_FAILURES",
+    "UPSTREAM_CALLS",
+    "UPSTREAM_DROPPED",
+    "UPSTREAM_SECONDS",
+    "configure_logs",
+    "log",
+]
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+REQUESTS: Final = Counter("omniconnect_requests", "Requests answered", ["route", "method", "status"])
+REQUEST_SECONDS: Final = Histogram("omniconnect_request_seconds", "Time to answer", ["route"], buckets=_SECONDS)
+UPSTREAM_CALLS: Final = Counter("omniconnect_upstream_calls", "Calls to the vendor", ["operation", "outcome"])
+UPSTREAM_SECONDS: Final = Histogram(
+    "omniconnect_upstream_seconds", "Time the vendor took", ["operation"], buckets=_SECONDS
+)
+UPSTREAM_DROPPED: Final = Counter("omniconnect_upstream_dropped", "Parts of vendor answers that were dropped", ["what"])
+STORE_FAILURES: Final = Counter("omniconnect_store_failures", "Redis commands that failed", ["reason"])
+RUNNING_JOBS: Final = Gauge("omniconnect_running_jobs", "Validations that this process polls")
+
+log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger("omniconnect")
+
+
+def configure_logs(level: str) -> None:
+    """Write one JSON object per line to standard error, for this service and for the libraries below it.
+
+    Libraries are kept at WARNING whatever the level: httpx and pyreqwest log URLs and headers below that.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _name_exception,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("omniconnect").setLevel(level)
+
+
+def _name_exception(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ANN401 -- structlog's signature
+    """Keep where an exception came from, drop its text: texts quote what came from outside."""
+    info = event.pop("exc_info", None)
+    if info is True:
+        info = sys.exc_info()
+    elif isinstance(info, BaseException):
+        info = (type(info), info, info.__traceback__)
+    if not isinstance(info, tuple) or info[1] is None:
+        return event
+    chain: list[str] = []
+    frames: list[str] = []
+    error: BaseException | None = info[1]
+    while error is not None and len(chain) < 8:  # noqa: PLR2004 -- a bound, no meaning of its own
+        chain.append(f"{type(error).__module__}.{type(error).__qualname__}")
+        trace = error.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            frames.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}:{code.co_name}")
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+    event["exception"] = chain
+    event["frames"] = frames[-40:]
+    return event

@@ -1,0 +1,178 @@
+"""HTTP to the vendor: one bounded exchange, foreign exceptions mapped, nothing repeated.
+
+pyreqwest's ways that matter here, each with a test: cancelling the task that awaits an exchange does not abort it, so
+each request carries its own deadline; `ConnectError` and `ConnectTimeoutError` are raised after the request was sent,
+too, so no exception proves that nothing arrived; redirects, proxies and decompression are switched explicitly.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Final, Self
+
+import orjson
+from pydantic import SecretStr
+from pyreqwest.client import Client, ClientBuilder
+from pyreqwest.exceptions import PyreqwestError, RequestTimeoutError
+from pyreqwest.proxy import ProxyBuilder
+from pyreqwest.response import Response
+
+from service.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnavailable
+
+__all__ = ["MAX_BODY_BYTES", "Answer", "Transport", "TransportLimits"]
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""Largest JSON body that is read, counted after decompression."""
+
+
+def _always(_status: int) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """Bounds of one exchange, in seconds and connections."""
+
+    connect_seconds: float = 2.0
+    total_seconds: float = 10.0
+    pool_wait_seconds: float = 2.0
+    max_connections: int = 512
+    keep_alive_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer: status line, headers, and the body if it was wanted."""
+
+    status: int
+    body: bytes = field(repr=False)
+
+
+class Transport:
+    """Two connection pools to one vendor: reads share kept-alive connections, calls that act get fresh ones.
+
+    A kept-alive connection that the other side has closed looks like a lost answer, and a lost answer to a call that
+    acts must not be repeated.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: TransportLimits,
+        user_agent: str,
+        https_only: bool,
+        proxy: SecretStr | None = None,
+        ca_pem: bytes | None = None,
+    ) -> None:
+        def build(idle_connections: int) -> Client:
+            builder = (
+                ClientBuilder()
+                .user_agent(user_agent)
+                .follow_redirects(enable=False)
+                .referer(enable=False)
+                .gzip(enable=True)
+                .brotli(enable=False)
+                .zstd(enable=False)
+                .deflate(enable=False)
+                .no_proxy()
+                .https_only(enable=https_only)
+                .connect_timeout(timedelta(seconds=limits.connect_seconds))
+                .timeout(timedelta(seconds=limits.total_seconds))
+                .pool_timeout(timedelta(seconds=limits.pool_wait_seconds))
+                .max_connections(limits.max_connections)
+                .pool_max_idle_per_host(idle_connections)
+                .pool_idle_timeout(timedelta(seconds=limits.keep_alive_seconds))
+            )
+            if proxy is not None:
+                builder = builder.proxy(ProxyBuilder.all(proxy.get_secret_value()))
+            if ca_pem is not None:
+                builder = builder.add_root_certificate_pem(ca_pem)
+            return builder.build()
+
+        self._total = timedelta(seconds=limits.total_seconds)
+        self._kept = build(limits.max_connections)
+        self._fresh = build(0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._kept.close()
+        await self._fresh.close()
+
+    async def read(self, url: str, *, token: SecretStr) -> Answer:
+        """GET on a kept-alive connection.
+
+        Raises:
+            UpstreamTimeout: No complete answer within the time limit.
+            UpstreamUnavailable: The connection failed or broke.
+            UpstreamMalformed: The body is over `MAX_BODY_BYTES`.
+        """
+        return await self._exchange(self._kept, "GET", url, token=token)
+
+    async def act(
+        self,
+        url: str,
+        *,
+        body: object,
+        token: SecretStr | None = None,
+        headers: Mapping[str, str] | None = None,
+        want_body: Callable[[int], bool] = _always,
+    ) -> Answer:
+        """POST `body` as JSON on a connection of its own, exactly once.
+
+        Args:
+            url: Where to.
+            body: What orjson can encode.
+            token: Bearer token, for all calls but the one that fetches it.
+            headers: Further request headers.
+            want_body: Given the status, says whether the body matters; where it does not, a broken one does no harm.
+
+        Raises:
+            UpstreamTimeout: As `read`; whether the call took effect is unknown.
+            UpstreamUnavailable: As `read`; whether the call took effect is unknown.
+            UpstreamMalformed: As `read`.
+        """
+        return await self._exchange(
+            self._fresh, "POST", url, token=token, body=body, headers=headers, want_body=want_body
+        )
+
+    async def _exchange(
+        self,
+        client: Client,
+        method: str,
+        url: str,
+        *,
+        token: SecretStr | None,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        want_body: Callable[[int], bool] = _always,
+    ) -> Answer:
+        request = client.request(method, url).timeout(self._total).header("accept", "application/json")
+        if token is not None:
+            request = request.header("authorization", f"Bearer {token.get_secret_value()}", is_sensitive=True)
+        if body is not None:
+            request = request.header("content-type", "application/json;charset=UTF-8").body_bytes(orjson.dumps(body))
+        for name, value in (headers or {}).items():
+            request = request.header(name, value)
+        try:
+            async with request.build_streamed() as response:
+                return Answer(response.status, await _read_bounded(response) if want_body(response.status) else b"")
+        except RequestTimeoutError as error:
+            raise UpstreamTimeout from error
+        except PyreqwestError as error:
+            raise UpstreamUnavailable from error
+
+
+async def _read_bounded(response: Response) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while (chunk := await response.body_reader.read_chunk()) is not None:
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise UpstreamMalformed("The upstream's answer is too large")
+        chunks.append(bytes(chunk))
+    return b"".join(chunks)

@@ -1,0 +1,161 @@
+"""The real parts: a Valkey of our own, the sandbox upstream, and the service, each behind a real socket."""
+
+import asyncio
+import base64
+import contextlib
+import socket
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+import pytest
+import uvicorn
+from pydantic import SecretStr
+from typing_extensions import override
+
+from service.app import create_app
+from service.clock import SYSTEM_CLOCK, Clock, Millis
+from service.sandbox.pytest_plugin import omniconnect_sandbox, omniconnect_sandbox_server
+from service.sandbox.server import SandboxServer
+from service.settings import SANDBOX_API_KEY, SANDBOX_CLIENT_ID, SANDBOX_SECRET, Settings
+from service.stores.embedded import EmbeddedStore
+from service.telemetry import configure_logs
+from service.wiring import Timing
+from tests.walk import Walk
+
+__all__ = ["omniconnect_sandbox", "omniconnect_sandbox_server"]
+
+ENCRYPTION_KEYS: Final = {"test": SecretStr(base64.b64encode(b"k" * 32).decode())}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs() -> None:
+    configure_logs("DEBUG")
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[str]:
+    """URL of a real Valkey; tests keep apart by prefix."""
+    with EmbeddedStore() as store:
+        yield store.url
+
+
+@pytest.fixture
+def upstream(omniconnect_sandbox: SandboxServer) -> SandboxServer:
+    """The vendor, as good as new."""
+    return omniconnect_sandbox
+
+
+@pytest.fixture
+def prefix() -> str:
+    """Keeps this test's keys apart from all others'."""
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+class MovableClock:
+    """Wall time that tests push forward; monotonic time stays real, since sleeps do."""
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+
+    def now(self) -> Millis:
+        return Millis(SYSTEM_CLOCK.now() + self.ahead_ms)
+
+    def monotonic(self) -> float:
+        return SYSTEM_CLOCK.monotonic()
+
+    def forward(self, seconds: float) -> None:
+        self.ahead_ms += int(seconds * 1000)
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture
+def settings(valkey: str, upstream: SandboxServer, prefix: str) -> Settings:
+    """Sandbox settings at test speed."""
+    return make_settings(valkey, upstream.url, prefix)
+
+
+def make_settings(redis_url: str, upstream_url: str, prefix: str, **changes: Any) -> Settings:
+    given: dict[str, Any] = {
+        "sandbox": True,
+        "client_id": SANDBOX_CLIENT_ID,
+        "secret": SecretStr(SANDBOX_SECRET),
+        "upstream_url": upstream_url,
+        "redis_url": SecretStr(redis_url),
+        "redis_prefix": prefix,
+        "redis_timeout": 1.0,
+        "encryption_keys": ENCRYPTION_KEYS,
+        "poll_seconds": 0.05,
+        "poll_lease_seconds": 1.0,
+        "drain_seconds": 0,
+        "log_level": "DEBUG",
+    }
+    return Settings(**(given | changes))
+
+
+@dataclass
+class Replica:
+    """One running instance of the service, and a client to it."""
+
+    url: str
+    client: httpx.AsyncClient
+    app: Any
+
+    def walk(self) -> Walk:
+        """A person's walk through the steps, at this replica."""
+        return Walk(self.client, api_key=SANDBOX_API_KEY)
+
+
+class _QuietServer(uvicorn.Server):
+    @override
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def running_replica(
+    settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | None = None
+) -> AsyncIterator[Replica]:
+    """The service on a port of its own, in this event loop."""
+    app = create_app(settings, clock=clock, timing=timing)
+    config = uvicorn.Config(
+        app, http="httptools", ws="none", lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=2
+    )
+    server = _QuietServer(config)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not (server.started and app.state.health.started):
+        if serving.done():
+            serving.result()
+        await asyncio.sleep(0.005)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=40, limits=limits, trust_env=False) as client:
+            yield Replica(url, client, app)
+    finally:
+        server.should_exit = True
+        await serving
+        listener.close()
+
+
+@pytest.fixture
+async def replica(settings: Settings, clock: MovableClock) -> AsyncIterator[Replica]:
+    """One instance of the service."""
+    async with running_replica(settings, clock=clock) as started:
+        yield started
+
+
+@pytest.fixture
+async def replicas(settings: Settings, clock: MovableClock) -> AsyncIterator[list[Replica]]:
+    """Three instances that share one Valkey."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(running_replica(settings, clock=clock)) for _ in range(3)]

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint format lock openapi clean
@@ -33,7 +33,7 @@ lint: $(VENV)/.dev ## Format check, lint, types and import contracts
 	PYTHONPATH=. $(BIN)/lint-imports
 
 test: lint ## Everything: lint, types, contracts and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(CI),-p tests.no_skips)
 
 format: $(VENV)/.dev ## Format and fix what can be fixed
 	$(BIN)/ruff format .
@@ -43,8 +43,8 @@ openapi: $(VENV)/.dev ## Write openapi/openapi.json anew
 	$(BIN)/omniconnect-bff openapi > openapi/openapi.json
 
 lock: $(VENV)/.dev ## Resolve the dependencies anew
-	$(BIN)/$(LOCK) --upgrade --extra build pyproject.toml -o requirements.lock
-	$(BIN)/$(LOCK) --upgrade --extra build --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK) --upgrade --extra build pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade --extra build --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
 
 clean: ## Remove what was made
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
 
 from service import __version__, errors
 from service.api import accounts, docs, links, ops, providers, sessions, validations
@@ -60,8 +62,7 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
     if settings.docs:
         app.router.routes.extend(docs.router.routes)
         app.mount("/docs/assets", docs.assets())
-    document = _document(app, settings.public_url)
-    app.openapi = lambda: document  # type: ignore[method-assign]
+    app.openapi = cache(lambda: _document(app, settings.public_url))  # type: ignore[method-assign]
     require_policies(app.routes, open_paths=ops.OPEN_PATHS)
     return app
 
@@ -122,14 +123,23 @@ async def _render_http_error(request: Request, error: Exception) -> Response:
             answer = failure(request.scope, errors.NotFound())
         case 405:
             answer = failure(request.scope, errors.MethodNotAllowed())
-            allowed = (getattr(error, "headers", None) or {}).get("Allow")
-            if allowed:
-                answer.headers["Allow"] = allowed
+            answer.headers["Allow"] = ", ".join(_allowed_methods(request))
         case 400:
             answer = failure(request.scope, errors.MalformedRequest())
         case _:
             answer = failure(request.scope, errors.InternalError())
     return answer
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """RFC 9110, section 15.5.6: all of them; the framework names those of one route only."""
+    routes: list[BaseRoute] = request.app.routes
+    return sorted(
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    )
 
 
 def _document(app: FastAPI, public_url: str | None) -> dict[str, Any]:

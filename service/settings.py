@@ -2,12 +2,14 @@
 
 import base64
 import binascii
+import json
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
@@ -28,6 +30,14 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _STORE_SCHEMES: Final = frozenset(
     {"redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel"}
 )
+_STORE_OPTIONS: Final = frozenset(
+    {"client_name", "db", "health_check_interval", "protocol", "ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs"}
+    | {"ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
+)
+"""What redis-py takes in a URL and this service can stand; with any other it would fail at the first command."""
+
+_WEB_SCHEMES: Final = frozenset({"http", "https"})
+_PROXY_SCHEMES: Final = frozenset({"http", "https", "socks5", "socks5h"})
 
 
 class SettingsError(Exception):
@@ -87,7 +97,7 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="`name:sha256hex[:scope+scope]`, comma-separated. `omniconnect-bff keys new` makes one.",
     )
-    provider_table: dict[str, ProviderRule] = Field(
+    provider_table: Annotated[dict[str, ProviderRule], NoDecode] = Field(
         default_factory=dict,
         description='JSON: `{"Company name": {"jobType", "signIn", "authorizeUrl", "clientId", "redirectUri"}}`.',
     )
@@ -131,6 +141,17 @@ class Settings(BaseSettings):
             keys[name] = (digest, frozenset(filter(None, scopes.split("+"))))
         return keys
 
+    @field_validator("provider_table", mode="before")
+    @classmethod
+    def _read_provider_table(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            # Not `from` it: a decoding error keeps the whole text.
+            raise ValueError("must be JSON") from None
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         faults = [*self._store_faults(), *self._address_faults(), *self._mode_faults()]
@@ -145,8 +166,9 @@ class Settings(BaseSettings):
     def _store_faults(self) -> list[str]:
         faults = []
         if self.redis_url is not None:
-            if urlsplit(self.redis_url.get_secret_value()).scheme not in _STORE_SCHEMES:
-                faults.append(f"{PREFIX}REDIS_URL must begin with one of {', '.join(sorted(_STORE_SCHEMES))} and ://")
+            fault = _store_url_fault(self.redis_url.get_secret_value())
+            if fault:
+                faults.append(f"{PREFIX}REDIS_URL {fault}")
             if not self.encryption_keys:
                 faults.append(f"{PREFIX}ENCRYPTION_KEYS is required with {PREFIX}REDIS_URL; `omniconnect-bff keys new`")
             if self.data_dir is not None:
@@ -163,19 +185,15 @@ class Settings(BaseSettings):
     def _address_faults(self) -> list[str]:
         faults = []
         for name, url in (("UPSTREAM_URL", self.upstream_url), ("CREDENTIALS_URL", self.credentials_url)):
-            if url is None:
-                continue
-            parts = urlsplit(url)
-            if not parts.hostname or parts.scheme not in {"http", "https"} or parts.query or parts.fragment:
-                faults.append(f"{PREFIX}{name} must be an http(s) URL without query")
-            elif parts.username or parts.password:
-                faults.append(f"{PREFIX}{name} must not hold credentials")
-            elif not self.sandbox and parts.scheme != "https":
-                faults.append(f"{PREFIX}{name} must be https")
-            elif self.sandbox and (parts.scheme == "https" or "omnimetic" in parts.hostname):
-                faults.append(f"{PREFIX}{name} looks real; with {PREFIX}SANDBOX it must be the sandbox's, over http")
-        if self.upstream_ca_file is not None and not self.upstream_ca_file.is_file():
-            faults.append(f"{PREFIX}UPSTREAM_CA_FILE does not exist")
+            fault = _upstream_url_fault(url, sandbox=self.sandbox) if url is not None else None
+            if fault:
+                faults.append(f"{PREFIX}{name} {fault}")
+        if self.public_url is not None and not _is_url(self.public_url, _WEB_SCHEMES):
+            faults.append(f"{PREFIX}PUBLIC_URL must be an http(s) URL")
+        if self.upstream_proxy is not None and not _is_url(self.upstream_proxy.get_secret_value(), _PROXY_SCHEMES):
+            faults.append(f"{PREFIX}UPSTREAM_PROXY must begin with one of {', '.join(sorted(_PROXY_SCHEMES))} and ://")
+        if self.upstream_ca_file is not None and not _holds_certificates(self.upstream_ca_file):
+            faults.append(f"{PREFIX}UPSTREAM_CA_FILE cannot be read, or holds no PEM certificate")
         return faults
 
     def _mode_faults(self) -> list[str]:
@@ -203,11 +221,12 @@ def load_settings(environ: Mapping[str, str] | None = None, **given: Any) -> Set
     """
     environ = os.environ if environ is None else environ
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    faults = [f"{name} is not a setting" for name in sorted(environ) if name.startswith(PREFIX) and name not in known]
+    ours = [name for name in sorted(environ) if name.upper().startswith(PREFIX)]
+    faults = [f"{name} is not a setting" for name in ours if name.upper() not in known]
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        raise SettingsError(faults + _in_words(error) + _further_faults(error, given)) from None
+        raise SettingsError(faults + _in_words(error) + _further_faults(error, given, environ)) from None
     except SettingsError as error:
         raise SettingsError(faults + error.faults) from None
     if faults:
@@ -215,10 +234,21 @@ def load_settings(environ: Mapping[str, str] | None = None, **given: Any) -> Set
     return settings
 
 
-def _further_faults(error: ValidationError, given: Mapping[str, Any]) -> list[str]:
+def _further_faults(error: ValidationError, given: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
     """What else is wrong, with stand-ins for the settings that are known to be."""
-    stand_ins = {"client_id": "stand-in", "secret": "stand-in-stand-in"}
     bad = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+    sandbox = str(given.get("sandbox", environ.get(f"{PREFIX}SANDBOX", ""))).lower() in {
+        "true",
+        "1",
+        "yes",
+        "on",
+        "t",
+        "y",
+    }
+    stand_ins = {
+        "client_id": SANDBOX_CLIENT_ID if sandbox else "stand-in",
+        "secret": SANDBOX_SECRET if sandbox else "stand-in-stand-in",
+    }
     defaults = {
         name: stand_ins.get(name, Settings.model_fields[name].get_default(call_default_factory=True)) for name in bad
     }
@@ -238,6 +268,65 @@ def _in_words(error: ValidationError) -> list[str]:
         message = "is required" if each["type"] == "missing" else each["msg"].removeprefix("Value error, ")
         faults.append(f"{name}: {message}" if each["type"] != "missing" else f"{name} {message}")
     return faults
+
+
+def _parts(url: str) -> SplitResult | None:
+    """A URL in parts; None if it is none. The exceptions of `urlsplit` quote it."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts
+
+
+def _is_url(url: str, schemes: frozenset[str]) -> bool:
+    parts = _parts(url)
+    return parts is not None and bool(parts.hostname) and parts.scheme in schemes
+
+
+def _upstream_url_fault(url: str, *, sandbox: bool) -> str | None:
+    parts = _parts(url)
+    if parts is None or not _is_url(url, _WEB_SCHEMES) or parts.query or parts.fragment:
+        return "must be an http(s) URL without query"
+    if parts.username or parts.password:
+        return "must not hold credentials"
+    if not sandbox and parts.scheme != "https":
+        return "must be https"
+    if sandbox and (parts.scheme == "https" or "omnimetic" in (parts.hostname or "")):
+        return f"looks real; with {PREFIX}SANDBOX it must be the sandbox's, over http"
+    return None
+
+
+def _holds_certificates(path: Path) -> bool:
+    try:
+        ssl.create_default_context(cadata=path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # among them ssl.SSLError and UnicodeDecodeError
+        return False
+    return True
+
+
+def _store_url_fault(url: str) -> str | None:
+    scheme, separator, rest = url.partition("://")
+    if scheme not in _STORE_SCHEMES or not separator:
+        return f"must begin with one of {', '.join(sorted(_STORE_SCHEMES))} and ://"
+    hosts = [url]
+    if scheme.endswith("+sentinel"):
+        login, _, places = rest.partition("/")[0].rpartition("@")
+        hosts = [f"redis://{login}@{each}" for each in places.split(",")]
+        if not rest.partition("/")[2]:
+            return "must name the master after the sentinels: redis+sentinel://host:port,host:port/master"
+    parts = [_parts(each) for each in hosts]
+    if any(each is None for each in parts):
+        return "is not a URL"
+    if scheme == "unix":
+        complete = all(each and each.path for each in parts)
+    else:
+        complete = all(each and each.hostname for each in parts)
+    if not complete:
+        return "names no server"
+    unknown = {name for each in parts if each for name, _ in parse_qsl(each.query)} - _STORE_OPTIONS
+    return f"may have no options but {', '.join(sorted(_STORE_OPTIONS))}" if unknown else None
 
 
 def _pairs(text: str, form: str) -> list[tuple[str, str]]:

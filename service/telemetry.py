@@ -31,6 +31,8 @@ UPSTREAM_DROPPED: Final = Counter("omniconnect_upstream_dropped", "Parts of vend
 STORE_FAILURES: Final = Counter("omniconnect_store_failures", "Redis commands that failed", ["reason"])
 RUNNING_JOBS: Final = Gauge("omniconnect_running_jobs", "Validations that this process polls")
 
+_LONGEST_TEMPLATE: Final = 200
+
 log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger("omniconnect")
 
 
@@ -54,7 +56,7 @@ def configure_logs(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[_only_template, *shared],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.JSONRenderer(),
@@ -65,6 +67,14 @@ def configure_logs(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("omniconnect").setLevel(level)
+
+
+def _only_template(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ANN401 -- structlog's signature
+    """Of a library's message, keep its first line without the values put into it, which may be anybody's."""
+    record: logging.LogRecord = event["_record"]
+    event["event"] = str(record.msg).partition("\n")[0][:_LONGEST_TEMPLATE]
+    event["logger"] = record.name
+    return event
 
 
 def _name_exception(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:  # noqa: ANN401 -- structlog's signature

@@ -41,6 +41,8 @@ async def create_link(
     ] = None,
 ) -> Response:
     """Step 4: link a choice of service accounts. Repeating it is safe: one choice is sent once."""
+    if len(request.headers.getlist("idempotency-key")) > 1:
+        raise MalformedRequest("There is more than one Idempotency-Key header")
     choice = _choice(wanted, idempotency_key)
     linked = await steps(request).attach.link(session, choice)
     payload = {

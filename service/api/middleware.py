@@ -18,6 +18,9 @@ __all__ = ["Around"]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _JSON: Final = ("application/json", "application/*", "*/*")
+_PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked every few seconds by machines; their log lines would bury all others."""
+
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -81,7 +84,8 @@ class Around:
         known = status or 499
         REQUESTS.labels(template, scope["method"] if template != "none" else "ANY", str(known)).inc()
         REQUEST_SECONDS.labels(template).observe(seconds)
-        log.info("request", route=template, method=scope["method"][:16], status=known, ms=round(seconds * 1000, 1))
+        tell = log.debug if template in _PROBES else log.info
+        tell("request", route=template, method=scope["method"][:16], status=known, ms=round(seconds * 1000, 1))
 
 
 def _accepts_json(headers: Headers) -> bool:

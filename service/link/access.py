@@ -102,11 +102,12 @@ class Access:
 
     async def _session_of(self, token: str) -> SessionRecord:
         parts = _SESSION_TOKEN.fullmatch(token)
-        found = await self._sessions.read_counted(f"ses_{parts[1]}") if parts else None
+        presented = token_hash(token)
+        found = await self._sessions.read_counted(f"ses_{parts[1]}", presented) if parts else None
         if found is None:
             raise Unauthenticated
         session, reads = found
-        if not hmac.compare_digest(session.token_hash, token_hash(token)) or self._is_forgotten(session):
+        if not hmac.compare_digest(session.token_hash, presented) or self._is_forgotten(session):
             raise Unauthenticated
         if reads.count > READS_PER_WINDOW:
             raise RateLimited(

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from service.errors import ServiceError, StoreUnavailable, ValidationRequired
+from service.errors import ServiceError, StoreUnavailable, UpstreamTimeout, ValidationRequired
 from service.link.tasks import Tasks
 from service.link.token import TokenSource
 from service.stores.keys import Keys
@@ -23,6 +23,9 @@ __all__ = ["Accounts", "FoundAccounts"]
 
 MOST_UTILITY_ACCOUNTS: Final = 50
 """Utility accounts of one session that are read from the vendor."""
+
+_READS_AT_ONCE: Final = 10
+_WAIT_SECONDS: Final = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +83,41 @@ class Accounts:
     async def read_sealed(self, session_id: str, account_ids: Iterable[str]) -> dict[str, str]:
         """Read utility accounts for keeping; those that the vendor fails on are left for later."""
         sealed: dict[str, str] = {}
-        for account_id in list(account_ids)[:MOST_UTILITY_ACCOUNTS]:
-            try:
-                sealed[account_id] = self._seal(session_id, account_id, await self._read_one(account_id))
-            except ServiceError as error:
-                log.warning("accounts_not_read", error=error.code)
+        wanted = list(account_ids)[:MOST_UTILITY_ACCOUNTS]
+        for account_id, read in zip(wanted, await self._read_all(wanted), strict=True):
+            if isinstance(read, ServiceError):
+                log.warning("accounts_not_read", error=read.code)
+            else:
+                sealed[account_id] = self._seal(session_id, account_id, read)
         return sealed
 
     async def _read_shared(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
-        """One read at a time per session, however many ask; it goes on if they leave."""
+        """One read at a time per session, however many ask; it goes on if they leave.
+
+        Raises:
+            UpstreamTimeout: It took too long; it goes on without us.
+        """
         flight = (session.id, *account_ids)
         running = self._reading.get(flight)
         if running is None:
             running = self._tasks.spawn(self._read_and_keep(session, account_ids), name="read accounts")
             self._reading[flight] = running
             running.add_done_callback(lambda _: self._reading.pop(flight, None))
-        return await asyncio.shield(running)
+        try:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                return await asyncio.shield(running)
+        except TimeoutError as error:
+            raise UpstreamTimeout from error
 
     async def _read_and_keep(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
-        read = {each: await self._read_one(each) for each in account_ids[:MOST_UTILITY_ACCOUNTS]}
+        wanted = account_ids[:MOST_UTILITY_ACCOUNTS]
+        read: dict[str, bytes] = {}
+        failed: ServiceError | None = None
+        for account_id, each in zip(wanted, await self._read_all(wanted), strict=True):
+            if isinstance(each, ServiceError):
+                failed = each
+            else:
+                read[account_id] = each
         known = self._unseal(session, account_ids)
         changed = {
             each: self._seal(session.id, each, plain) for each, plain in read.items() if known.get(each) != plain
@@ -106,7 +125,22 @@ class Accounts:
         if changed:
             with suppress(StoreUnavailable):
                 await self._sessions.put_accounts(session.id, changed)
+        if failed is not None:
+            raise failed  # what was read is kept, so that the next try has less to do
         return read
+
+    async def _read_all(self, account_ids: Sequence[str]) -> Sequence[bytes | ServiceError]:
+        """Read a few at a time: one after the other, slow answers would add up."""
+        turns = asyncio.Semaphore(_READS_AT_ONCE)
+
+        async def read(account_id: str) -> bytes | ServiceError:
+            async with turns:
+                try:
+                    return await self._read_one(account_id)
+                except ServiceError as error:
+                    return error
+
+        return await asyncio.gather(*(read(each) for each in account_ids))
 
     async def _read_one(self, account_id: str) -> bytes:
         found = await self._tokens.authorized(lambda token: self._client.read_utility_account(token, account_id))

@@ -12,19 +12,25 @@ from service.errors import (
     ServiceError,
     SessionClosed,
     SessionExpired,
+    StoreUnavailable,
+    UpstreamCredentialsRejected,
 )
 from service.link.accounts import Accounts
-from service.link.attempt import Attempt, Attempts, Choice, Linked
+from service.link.attempt import Attempt, Attempts, Choice, ClaimLost, Linked
 from service.link.flow import Event, State, move, state_of
 from service.link.settle import Settlement
 from service.link.tasks import Tasks
 from service.stores.records import Intent, SessionRecord
 from service.stores.sessions import Begun, SessionStore
+from service.upstream.client import TokenRejected
 
 __all__ = ["Attach"]
 
 MOST_INTENTS: Final = 200
 """Callers of one session that wait for the same link at the same time."""
+
+_MOST_TRIES: Final = 4
+"""One more for a token that was refused, and some for processes that are paused at the wrong moment."""
 
 _ATTEMPT_LIFE_MS: Final = 120_000
 """Longer than any attempt can take; an older intent belongs to a process that is gone."""
@@ -70,6 +76,20 @@ class Attach:
         return await asyncio.shield(self._tasks.spawn(self._link(session, choice), name="link"))
 
     async def _link(self, session: SessionRecord, choice: Choice) -> Linked:
+        """Try, and try again under another name as long as it is certain that nothing ran."""
+        tokens_refused = 0
+        for _ in range(_MOST_TRIES):
+            try:
+                return await self._try(session, choice)
+            except TokenRejected as error:
+                tokens_refused += 1
+                if tokens_refused > 1:
+                    raise UpstreamCredentialsRejected from error
+            except ClaimLost:
+                continue
+        raise AlreadyInProgress
+
+    async def _try(self, session: SessionRecord, choice: Choice) -> Linked:
         attempt_id = f"att_{secrets.token_hex(12)}"
         intent = Intent(attempt_id, Millis(self._clock.now() + _ATTEMPT_LIFE_MS), choice.digest, choice.accounts)
         begun = await self._begin(session, intent, choice)
@@ -87,9 +107,17 @@ class Attach:
         return await self._attempts.run(Attempt(session, choice, intent))
 
     async def _begin(self, session: SessionRecord, intent: Intent, choice: Choice) -> Begun:
-        return await self._sessions.begin_link(
-            session.id, intent, now=self._clock.now(), most_intents=MOST_INTENTS, idempotency=choice.idempotency
-        )
+        try:
+            return await self._sessions.begin_link(
+                session.id, intent, now=self._clock.now(), most_intents=MOST_INTENTS, idempotency=choice.idempotency
+            )
+        except StoreUnavailable:
+            # It may have been announced all the same, and nobody will run it.
+            await self._settlement.insist(lambda: self._withdraw(session, intent))
+            raise
+
+    async def _withdraw(self, session: SessionRecord, intent: Intent) -> None:
+        await self._sessions.settle_link(session.id, intent, "open", now=self._clock.now())
 
     async def _read(self, session_id: str) -> SessionRecord:
         session = await self._sessions.read(session_id)

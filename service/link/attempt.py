@@ -4,7 +4,6 @@ The mark stands before the call, so that a process that dies leaves "unknown" be
 is recorded whoever holds the account by then; a caller who leaves changes nothing, since an attempt has its own task.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,21 +13,25 @@ from service.errors import (
     AlreadyInProgress,
     OutcomeUnknown,
     ServiceError,
-    SessionClosed,
-    StoreUnavailable,
-    UpstreamCredentialsRejected,
     UpstreamError,
 )
-from service.link.settle import Settlement
+from service.link.settle import Settlement, digest_of
 from service.link.token import TokenSource
 from service.stores.guards import Claim, GuardStore
 from service.stores.notices import Notices
 from service.stores.records import Intent, LinkRecord, SessionRecord
 from service.stores.sessions import SessionStore
-from service.telemetry import log
+from service.stores.tokens import UpstreamToken
 from service.upstream.client import LinkRefused, LinkUnclear, TokenRejected, UpstreamClient
 
-__all__ = ["Attempt", "Attempts", "Choice", "Linked", "Patience"]
+__all__ = ["Attempt", "Attempts", "Choice", "ClaimLost", "Linked", "Patience"]
+
+
+class ClaimLost(Exception):
+    """The claim was over before the call could be made: nothing was sent.
+
+    Its lease ran out, or its session was being closed; whether it is closed, the session knows.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Choice:
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", hashlib.sha256(",".join(self.accounts).encode()).hexdigest())
+        object.__setattr__(self, "digest", digest_of(self.accounts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +82,18 @@ class Patience:
 
 @dataclass(slots=True)
 class Attempt:
-    """What one attempt knows of itself."""
+    """What one attempt knows of itself.
+
+    Attributes:
+        waited_for: The attempt that it found in its way.
+        may_hold: Whether the guard may hold accounts for it.
+    """
 
     session: SessionRecord
     choice: Choice
     intent: Intent
     waited_for: str | None = None
+    may_hold: bool = False
 
     @property
     def id(self) -> str:
@@ -122,40 +131,46 @@ class Attempts:
         self._patience = patience
 
     async def run(self, attempt: Attempt) -> Linked:
-        """Link the choice, or join whoever is linking it.
+        """Link the choice, or join whoever is linking it; its intent is settled at the end.
 
         Raises:
+            ClaimLost, TokenRejected: Nothing ran; another attempt, with a name of its own, may go better.
             OutcomeUnknown: The call was sent, now or earlier, and no clear answer came.
             UpstreamError: The vendor refused; nothing is linked.
             ServiceError: Nothing was sent.
         """
         try:
-            return await self._run(attempt)
+            accounts = await self._claim(attempt)
+            token = await self._mark(attempt, accounts) if accounts else None
         except OutcomeUnknown as unknown:
-            unclear = unknown.attempts
-            await self._settlement.insist(lambda: self._settle(attempt, "unknown", unclear))
+            await self._finish(attempt, "unknown", (), unclear=unknown.attempts)
             raise
-        except ServiceError:
-            await self._settlement.insist(lambda: self._settle(attempt, "open"))
+        except BaseException:
+            await self._finish(attempt, "unsent", attempt.choice.accounts if attempt.may_hold else ())
             raise
+        if token is not None:
+            await self._send(attempt, accounts, token)
+        return await self._confirm(attempt, accounts)
 
-    async def _run(self, attempt: Attempt) -> Linked:
+    async def _claim(self, attempt: Attempt) -> Sequence[str]:
+        """Claim what is still to be linked, once nobody else holds it; nothing if all is linked."""
         give_up = self._clock.monotonic() + self._patience.others
-        tokens_refused = 0
         with self._notices.watch(self._guards.topic) as watch:
             while True:
-                claim = await self._claim(attempt)
-                if claim.verdict == "done":
-                    return await self._confirm(attempt, (), replayed=attempt.waited_for is None)
-                if claim.verdict == "claimed":
-                    try:
-                        if await self._send(attempt, claim.accounts):
-                            return await self._confirm(attempt, claim.accounts, replayed=False)
-                    except TokenRejected as error:
-                        tokens_refused += 1
-                        if tokens_refused > 1:
-                            raise UpstreamCredentialsRejected from error
-                    continue
+                attempt.may_hold = True
+                claim = await self._guards.claim(
+                    attempt.id,
+                    attempt.account_id,
+                    attempt.choice.accounts,
+                    digest=attempt.choice.digest,
+                    waited_for=attempt.waited_for,
+                    resend=attempt.choice.resend,
+                )
+                attempt.may_hold = claim.verdict == "claimed"
+                if claim.verdict in {"claimed", "done"}:
+                    return claim.accounts
+                if claim.verdict == "voided":
+                    raise ClaimLost
                 if claim.verdict != "held":
                     raise _refusal(claim)
                 if self._clock.monotonic() >= give_up:
@@ -163,81 +178,69 @@ class Attempts:
                 attempt.waited_for = claim.attempts[0]
                 await watch.changed(min(self._patience.look_again, claim.left_seconds))
 
-    async def _claim(self, attempt: Attempt) -> Claim:
-        return await self._guards.claim(
-            attempt.id,
-            attempt.account_id,
-            attempt.choice.accounts,
-            digest=attempt.choice.digest,
-            waited_for=attempt.waited_for,
-            resend=attempt.choice.resend,
-        )
+    async def _mark(self, attempt: Attempt, accounts: Sequence[str]) -> UpstreamToken:
+        """Mark what was claimed as being sent, with the token at hand: getting one may take longer than a lease."""
+        token = await self._tokens.get()
+        asked_at = self._clock.monotonic()
+        verdict = await self._guards.mark_sent(attempt.id, attempt.account_id, accounts)
+        if verdict != "sent" or self._clock.monotonic() - asked_at > self._patience.mark:
+            raise ClaimLost
+        return token
 
-    async def _send(self, attempt: Attempt, accounts: Sequence[str]) -> bool:
-        """Mark and send what was claimed; False if the claim was lost, and nothing was sent.
-
-        Raises:
-            TokenRejected: Nothing ran; the token is dropped.
-            OutcomeUnknown, UpstreamError: As `run`.
-            ServiceError: Nothing was sent, the claim is given back.
-        """
-        try:
-            token = await self._tokens.get()
-            marked = await self._mark(attempt, accounts)
-        except BaseException:
-            await self._give_back(attempt, accounts)
-            raise
-        if not marked:
-            return False
+    async def _send(self, attempt: Attempt, accounts: Sequence[str], token: UpstreamToken) -> None:
+        """Make the one call; returns when linked."""
         try:
             await self._client.link(token.value, account_id=attempt.account_id, service_account_ids=accounts)
         except TokenRejected:
-            await self._give_back(attempt, accounts)
+            # First of all, or whoever is let in next would take the dead token.
             await self._tokens.drop(token)
+            await self._finish(attempt, "unsent", accounts)
             raise
         except LinkRefused as refused:
-            why = str(refused.status)
-            await self._settlement.insist(lambda: self._record(attempt, accounts, "refused", why))
+            await self._finish(attempt, "refused", accounts, why=str(refused.status))
             raise UpstreamError(refused.status) from refused
-        except LinkUnclear as unclear:
-            await self._settlement.insist(lambda: self._record(attempt, accounts, "unknown"))
-            raise OutcomeUnknown([attempt.id]) from unclear
-        return True
+        except LinkUnclear as lost:
+            unclear = await self._finish(attempt, "unknown", accounts, unclear=[attempt.id])
+            raise OutcomeUnknown(unclear) from lost
 
-    async def _mark(self, attempt: Attempt, accounts: Sequence[str]) -> bool:
-        asked_at = self._clock.monotonic()
-        verdict = await self._guards.mark_sent(attempt.id, attempt.account_id, accounts)
-        if verdict == "voided":
-            raise SessionClosed
-        if verdict == "sent" and self._clock.monotonic() - asked_at > self._patience.mark:
-            await self._record(attempt, accounts, "unsent")
-            return False
-        return verdict == "sent"
-
-    async def _give_back(self, attempt: Attempt, accounts: Sequence[str]) -> None:
-        """Let others have what was claimed; if Redis is away, the lease's end does."""
-        try:
-            await self._record(attempt, accounts, "unsent")
-        except StoreUnavailable:
-            log.warning("claim_not_given_back")
-
-    async def _record(
+    async def _finish(
         self,
         attempt: Attempt,
-        accounts: Sequence[str],
-        result: Literal["linked", "refused", "unknown", "unsent"],
+        result: Literal["refused", "unknown", "unsent"],
+        held: Sequence[str],
+        *,
         why: str = "",
-    ) -> None:
-        await self._guards.record(attempt.id, attempt.account_id, accounts, result, why=why)
+        unclear: Sequence[str] = (),
+    ) -> Sequence[str]:
+        """Write down how an attempt ended, in the guard first; the unclear attempts of its accounts, as far as known.
 
-    async def _confirm(self, attempt: Attempt, sent: Sequence[str], *, replayed: bool) -> Linked:
+        If Redis is away this goes on in the background; should it stay away, the leases do the rest.
+        """
+        told = list(unclear)
+
+        async def write() -> None:
+            if held:
+                recorded = await self._guards.record(attempt.id, attempt.account_id, held, result, why=why)
+                told[:] = recorded or told
+            await self._sessions.settle_link(
+                attempt.session.id,
+                attempt.intent,
+                "unknown" if result == "unknown" else "open",
+                now=self._clock.now(),
+                unclear=told,
+            )
+
+        await self._settlement.insist(write)
+        return told
+
+    async def _confirm(self, attempt: Attempt, sent: Sequence[str]) -> Linked:
         """Write a confirmation down, in the guard first; the caller is told even if Redis is away."""
         link = self._settlement.new_link(attempt.account_id, attempt.choice.consent)
         kept = [link]
 
         async def write() -> None:
             if sent:
-                await self._record(attempt, sent, "linked")
+                await self._guards.record(attempt.id, attempt.account_id, sent, "linked")
             settled = await self._sessions.settle_link(
                 attempt.session.id, attempt.intent, "linked", now=self._clock.now(), link=link
             )
@@ -245,12 +248,7 @@ class Attempts:
                 kept[0] = settled.link
 
         await self._settlement.insist(write)
-        return Linked(kept[0], attempt.choice.accounts, replayed)
-
-    async def _settle(self, attempt: Attempt, result: Literal["unknown", "open"], unclear: Sequence[str] = ()) -> None:
-        await self._sessions.settle_link(
-            attempt.session.id, attempt.intent, result, now=self._clock.now(), unclear=unclear
-        )
+        return Linked(kept[0], attempt.choice.accounts, replayed=not sent and attempt.waited_for is None)
 
 
 def _refusal(claim: Claim) -> ServiceError:
@@ -259,7 +257,5 @@ def _refusal(claim: Claim) -> ServiceError:
             return OutcomeUnknown(claim.attempts)
         case "refused":
             return UpstreamError(int(claim.why))
-        case "overlap":
-            return AlreadyInProgress("Another choice that overlaps is being linked")
         case _:
-            return SessionClosed()
+            return AlreadyInProgress("Another choice that overlaps is being linked")

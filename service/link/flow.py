@@ -41,10 +41,15 @@ MOVES: Final[dict[tuple[State, Event], State]] = {
     (State.LINKING, Event.REFUSE): State.OPEN,
     (State.LINKING, Event.LOSE): State.UNKNOWN,
     (State.UNKNOWN, Event.RESEND): State.LINKING,
+    (State.UNKNOWN, Event.CONFIRM): State.LINKED,
+    (State.UNKNOWN, Event.REFUSE): State.OPEN,
     (State.OPEN, Event.CLOSE): State.CLOSED,
     (State.OPEN, Event.EXPIRE): State.EXPIRED,
 }
-"""Every legal move. `linked`, `closed` and `expired` are final: nothing leads out of them."""
+"""Every legal move. `linked`, `closed` and `expired` are final: nothing leads out of them.
+
+Out of `unknown` leads a clear answer that comes late, to a process that was paused.
+"""
 
 
 def state_of(session: SessionRecord, now: Millis) -> State:

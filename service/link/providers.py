@@ -104,7 +104,7 @@ class Providers:
         if known is None or age >= STALE_MS:
             return await self._first()
         if age >= FRESH_MS:
-            self._refresh.start()
+            self._refresh.start_ahead()
         return known
 
     async def find(self, provider_id: str) -> Company:
@@ -142,7 +142,8 @@ class Providers:
         try:
             stored = orjson.loads(text)
             companies = [Company.model_validate(each) for each in stored["companies"]]
-            fetched = Millis(int(stored["fetched"]))
+            # Another process's clock may be ahead of ours, and its list must not stay fresh for longer than ours.
+            fetched = min(Millis(int(stored["fetched"])), self._clock.now())
         except (ValueError, KeyError, TypeError):
             return None
         if self._clock.now() - fetched >= STALE_MS:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 from service.clock import Clock
-from service.errors import StoreUnavailable, UpstreamTimeout
+from service.errors import ServiceError, StoreUnavailable, UpstreamTimeout
 from service.link.tasks import Tasks
 from service.stores.locks import Locks
 from service.stores.notices import Notices
@@ -20,6 +20,8 @@ _LEASE_MS: Final = 15_000
 _WAIT_FOR_OTHERS_SECONDS: Final = 12.0
 _WAIT_SECONDS: Final = 25.0
 _LOOK_AGAIN_SECONDS: Final = 0.25
+_REST_SECONDS: Final = 5.0
+"""After a failure, until it is tried again ahead of need: what is there still serves, and the vendor has trouble."""
 
 
 class Refresh(Generic[_T]):
@@ -50,12 +52,17 @@ class Refresh(Generic[_T]):
         self._tasks = tasks
         self._clock = clock
         self._running: asyncio.Task[_T] | None = None
+        self._rested_at: float = 0
 
     def start(self) -> asyncio.Task[_T]:
         """Start a refresh, or join the one that runs."""
         if self._running is None or self._running.done():
             self._running = self._tasks.spawn(self._refresh(), name=f"refresh {self._key}")
         return self._running
+
+    def start_ahead(self) -> asyncio.Task[_T] | None:
+        """Start or join a refresh before it is needed; None for a while after one has failed."""
+        return None if self._clock.monotonic() < self._rested_at else self.start()
 
     async def join(self) -> _T:
         """Start or join a refresh and wait for it.
@@ -72,9 +79,13 @@ class Refresh(Generic[_T]):
 
     async def _refresh(self) -> _T:
         try:
-            return await self._refresh_shared()
-        except StoreUnavailable:
-            return await self._fetch()
+            try:
+                return await self._refresh_shared()
+            except StoreUnavailable:
+                return await self._fetch_and_keep()
+        except ServiceError:
+            self._rested_at = self._clock.monotonic() + _REST_SECONDS
+            raise
 
     async def _refresh_shared(self) -> _T:
         found = await self._look()

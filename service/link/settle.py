@@ -1,8 +1,9 @@
 """Results of link attempts, taken from the guard into their sessions by whoever looks next."""
 
 import asyncio
+import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from service.clock import Clock
@@ -13,7 +14,7 @@ from service.stores.records import Intent, LinkRecord, SessionRecord
 from service.stores.sessions import SessionStore
 from service.telemetry import log
 
-__all__ = ["Settlement"]
+__all__ = ["Settlement", "digest_of"]
 
 _INSIST_SECONDS: Final = 60.0
 _WAIT_SECONDS: Final = 1.0
@@ -21,6 +22,11 @@ _WAIT_SECONDS: Final = 1.0
 
 _TRY_AGAIN_SECONDS: Final = 0.25
 _CLOSE_ROUNDS: Final = 10
+
+
+def digest_of(accounts: Sequence[str]) -> str:
+    """Names a choice: the same for the same accounts, which must be sorted."""
+    return hashlib.sha256(",".join(accounts).encode()).hexdigest()
 
 
 class Settlement:
@@ -59,10 +65,12 @@ class Settlement:
             NotFound: The session is gone.
             StoreUnavailable: Redis failed; nothing is lost.
         """
-        if not session.intents:
+        if not session.intents and session.state != "unknown":
             return session
         for intent in session.intents:
             await self._recover_one(session, intent)
+        if session.state == "unknown":
+            await self._recover_unknown(session)
         return await self._read(session.id)
 
     async def _recover_one(self, session: SessionRecord, intent: Intent) -> None:
@@ -81,6 +89,18 @@ class Settlement:
             case "busy" | "unsent":
                 pass
 
+    async def _recover_unknown(self, session: SessionRecord) -> None:
+        """A clear answer may have come late, or to an attempt of another session."""
+        for attempt in session.unclear:
+            look = await self._guards.look(attempt, session.account_id, session.choice, void=False)
+            now = self._clock.now()
+            intent = Intent(attempt, now, digest_of(session.choice), session.choice)
+            if look.verdict == "done":
+                link = self.new_link(session.account_id)
+                await self._sessions.settle_link(session.id, intent, "linked", now=now, link=link)
+            elif look.verdict == "refused":
+                await self._sessions.settle_link(session.id, intent, "open", now=now)
+
     async def close(self, session_id: str) -> SessionRecord:
         """End a session at the person's wish, or leave it as it has ended; nothing is sent for it afterwards.
 
@@ -90,9 +110,13 @@ class Settlement:
         """
         for _ in range(_CLOSE_ROUNDS):
             session = await self.recover(await self._read(session_id))
+            if session.state == "unknown" and session.intents:
+                raise AlreadyInProgress("A choice of this session is being linked again")
+            if session.state != "open":
+                return session
             voided = [intent.attempt for intent in session.intents if await self._void(session, intent)]
             if await self._sessions.close(session_id, now=self._clock.now(), voided=voided) != "intents":
-                return await self._read(session_id)
+                return await self.recover(await self._read(session_id))
         raise AlreadyInProgress
 
     async def _void(self, session: SessionRecord, intent: Intent) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, TypeVar
@@ -21,6 +22,8 @@ __all__ = ["TokenSource"]
 
 _T = TypeVar("_T")
 _REFRESH_AT_SHARE_OF_LIFE: Final = 0.8
+_REFUSED_REMEMBERED: Final = 16
+"""Refused tokens that may still be on their way here from Redis."""
 
 
 class TokenSource:
@@ -41,6 +44,7 @@ class TokenSource:
         self._store = store
         self._clock = clock
         self._token: UpstreamToken | None = None
+        self._refused: deque[str] = deque(maxlen=_REFUSED_REMEMBERED)
         self._refresh = Refresh(
             key=key,
             look=self._look,
@@ -62,17 +66,26 @@ class TokenSource:
         token = self._token
         now = self._clock.now()
         if token is None or token.expires_at <= now:
-            token = self._token = await self._refresh.join()
+            token = await self._refresh.join()
+            while token.version in self._refused:  # found just before it was refused
+                token = await self._refresh.join()
+            self._token = token
         elif token.refresh_at <= now:
-            self._refresh.start().add_done_callback(self._adopt)
+            refresh = self._refresh.start_ahead()
+            if refresh is not None:
+                refresh.add_done_callback(self._adopt)
         return token
 
     def _adopt(self, refreshed: asyncio.Task[UpstreamToken]) -> None:
         if not refreshed.cancelled() and refreshed.exception() is None:
-            self._token = refreshed.result()
+            token = refreshed.result()
+            if token.version not in self._refused:
+                self._token = token
 
     async def drop(self, token: UpstreamToken) -> None:
         """Forget a token that the vendor has refused; a newer one stays."""
+        if token.version not in self._refused:
+            self._refused.append(token.version)
         if self._token is not None and self._token.version == token.version:
             self._token = None
         with suppress(StoreUnavailable):
@@ -94,7 +107,9 @@ class TokenSource:
 
     async def _look(self) -> UpstreamToken | None:
         stored = await self._store.read()
-        return stored if stored is not None and stored.refresh_at > self._clock.now() else None
+        if stored is None or stored.refresh_at <= self._clock.now() or stored.version in self._refused:
+            return None
+        return stored
 
     async def _fetch(self) -> UpstreamToken:
         asked_at = self._clock.now()

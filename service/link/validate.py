@@ -126,14 +126,11 @@ class Validations:
         self._check(company, credentials)
         job = Job(session.id, f"val_{secrets.token_hex(12)}")
         await self._watchers.claim(job)
-        try:
-            added = await self._add(session, job, provider_id, sign_in)
-        except StoreUnavailable:
-            await self._watchers.drop(job)
-            raise
+        # Should Redis fail here, the claim stays: the validation may be written down, and must not stay pending.
+        added = await self._add(session, job, provider_id, sign_in)
         if added.verdict != "added":
             await self._watchers.drop(job)
-            raise _refusal(session, added, retry_after=(session.expires - self._clock.now()) // 1000)
+            raise _refusal(session, added, now=self._clock.now())
         begun = self._watchers.start(job, lambda: self._begin(job, company, credentials))
         with suppress(TimeoutError):
             async with asyncio.timeout(_BEGIN_SECONDS):
@@ -143,7 +140,9 @@ class Validations:
     def _check(self, company: Company, credentials: Credentials | None) -> None:
         if self._table.rule(company).sign_in == "password":
             if credentials is None:
-                raise InvalidRequest([FieldError("username", "Required for this provider")])
+                raise InvalidRequest(
+                    [FieldError(each, "Required for this provider") for each in ("username", "password")]
+                )
         elif credentials is not None:
             raise InvalidRequest([FieldError("password", "People sign in at this provider's own page")])
         elif self._table.sign_in_page(company) is None:
@@ -273,7 +272,7 @@ def _absent() -> ValidationRecord:
     raise NotFound
 
 
-def _refusal(session: SessionRecord, added: Added, *, retry_after: int) -> ServiceError:
+def _refusal(session: SessionRecord, added: Added, *, now: Millis) -> ServiceError:
     match added.verdict:
         case "missing":
             return NotFound()
@@ -282,10 +281,17 @@ def _refusal(session: SessionRecord, added: Added, *, retry_after: int) -> Servi
         case "linking" | "unknown":
             return AlreadyInProgress("A choice of this session is being linked")
         case "pending":
-            location = f"/v1/sessions/{session.id}/validations/{added.pending}"
+            location = f"/v1/sessions/{session.id}/validations/{added.detail}"
             return AlreadyInProgress("This provider is being validated", location=location)
-        case "attempts":
-            left = max(1, retry_after)
-            return TooManyAttempts(policy="attempts", limit=MOST_PASSWORDS, window=left, retry_after=left)
+        case "crowded" | "attempts":
+            return _too_many(session, added, now)
         case _:
             return SessionClosed()
+
+
+def _too_many(session: SessionRecord, added: Added, now: Millis) -> TooManyAttempts:
+    crowded = added.verdict == "crowded"
+    policy, limit = ("pending", MOST_PENDING) if crowded else ("attempts", MOST_PASSWORDS)
+    until = int(added.detail or now) if crowded else session.expires
+    seconds = max(1, -(-(until - now) // 1000))
+    return TooManyAttempts(policy=policy, limit=limit, window=seconds, retry_after=seconds)

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -26,6 +27,9 @@ __all__ = ["Cadence", "Watchers"]
 _MOST_TAKEN_AT_ONCE: Final = 50
 _JITTER: Final = 0.1
 _SLOWEST_SECONDS: Final = 5.0
+_LAST_CALLS_SECONDS: Final = 12.0
+"""At shutdown, for calls that are under way; longer than such a call may take."""
+
 _FORGET_AFTER_MS: Final = 10 * 60 * 1000
 _PASSING_REFUSALS: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
@@ -74,6 +78,7 @@ class Watchers:
         self._clock = clock
         self._cadence = cadence
         self._running: dict[Job, asyncio.Task[None]] = {}
+        self._beginning: dict[Job, asyncio.Task[str | None]] = {}
         self._held_until: float = 0
 
     async def claim(self, job: Job) -> None:
@@ -83,7 +88,6 @@ class Watchers:
             StoreUnavailable: It could not be written down; nothing may be sent.
         """
         await self._jobs.hold(job)
-        self._held_until = max(self._held_until, self._clock.monotonic() + self._cadence.lease)
 
     async def drop(self, job: Job) -> None:
         """Let go of a job for which nothing was sent, or that is over."""
@@ -95,6 +99,8 @@ class Watchers:
     def start(self, job: Job, begin: Callable[[], Awaitable[str | None]]) -> asyncio.Task[str | None]:
         """Begin a claimed job in a task of its own, and poll it if `begin` returned the vendor's job id."""
         begun = self._tasks.spawn(self._begin(job, begin), name="begin validation")
+        self._beginning[job] = begun
+        begun.add_done_callback(lambda _: self._beginning.pop(job, None))
         self._running[job] = self._tasks.spawn(self._follow(job, begun), name="poll validation")
         RUNNING_JOBS.set(len(self._running))
         return begun
@@ -136,12 +142,13 @@ class Watchers:
 
     async def run(self) -> None:
         """Renew leases and take over orphaned jobs, for as long as the process lives."""
-        while True:
-            try:
-                await self._renew()
-            except StoreUnavailable:
-                log.warning("leases_not_renewed", jobs=len(self._running))
-            await asyncio.sleep(self._cadence.lease / 4)
+        with self._notices.watch(self._jobs.topic) as watch:
+            while True:
+                try:
+                    await self._renew()
+                except StoreUnavailable:
+                    log.warning("leases_not_renewed", jobs=len(self._running))
+                await watch.changed(self._cadence.lease / 4)
 
     async def _renew(self) -> None:
         asked_at = self._clock.monotonic()
@@ -157,12 +164,30 @@ class Watchers:
         RUNNING_JOBS.set(len(self._running))
 
     async def release(self) -> None:
-        """Stop polling and let other processes take over at once."""
-        running = list(self._running)
-        for task in self._running.values():
-            task.cancel()
-        if running:
-            await self._jobs.drop(running, "release")
+        """Stop polling and let other processes take over at once.
+
+        A job whose credentials are on their way is kept until the vendor has answered: whoever took it over before
+        could only give it up, and the person would have to send the password again.
+        """
+        give_up = self._clock.monotonic() + _LAST_CALLS_SECONDS
+        await self._let_go([job for job in self._running if job not in self._beginning])
+        while self._beginning and self._clock.monotonic() < give_up:
+            beginning = dict(self._beginning)
+            await asyncio.wait(beginning.values(), timeout=self._cadence.lease / 4, return_when=asyncio.FIRST_COMPLETED)
+            await self._let_go([job for job, begun in beginning.items() if begun.done()])
+            with suppress(StoreUnavailable):
+                await self._jobs.renew(list(self._beginning), most=0)
+
+    async def _let_go(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            task = self._running.pop(job, None)
+            if task is not None:
+                task.cancel()
+        if jobs:
+            try:
+                await self._jobs.drop(jobs, "release")
+            except StoreUnavailable:
+                log.warning("jobs_not_released", jobs=len(jobs))  # they are taken over when their leases end
 
     async def _poll(self, job: Job, job_id: str) -> None:
         """Ask the vendor until the job is over, and write down how it ended."""

@@ -1,30 +1,75 @@
 """Redis or Valkey, by URL: bounded waits, one retry, scripts by name, one exception for all that goes wrong."""
 
+import asyncio
 import hashlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from importlib import resources
+from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import SecretStr
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster, Sentinel, SentinelConnectionPool
+from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel, SentinelConnectionPool
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from service.errors import StoreUnavailable
 from service.telemetry import STORE_FAILURES
 
 __all__ = ["Store"]
 
-_T = TypeVar("_T")
-_POOL_WAIT_SECONDS: Final = 2.0
-"""How long a command may wait for a free connection; many callers at once are no fault of Redis."""
+_STORE_ERRORS: Final = (RedisError, RedisClusterException, OSError, UnicodeDecodeError)
+"""All that redis-py raises when Redis fails: not everything is a `RedisError`."""
 
-_MAX_CONNECTIONS: Final = 64
+_T = TypeVar("_T")
+_QUEUE_SECONDS: Final = 2.0
+"""How long a command may wait for its turn; many callers at once are no fault of Redis."""
+
+_COMMANDS_AT_ONCE: Final = 64
+_MAX_CONNECTIONS: Final = _COMMANDS_AT_ONCE + 16
+"""Also for the subscription, and for connections that are on their way back."""
+
+_TICKS: Final = 20
+_LEAST_CONNECT_SECONDS: Final = 2.0
+"""For the subscription; a command's connection has the command's limit."""
+
+_SENTINEL_PORT: Final = 26379
 _SENTINEL_PATH_PARTS: Final = 2
+
+
+class _Patience:
+    """A time limit that is counted in ticks of the event loop, so that the loop's own delays do not use it up.
+
+    A busy process sees an answer late that was there in time; by the clock alone it would call a healthy Redis dead.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = asyncio.timeout(None)
+        self._tick_seconds = seconds / _TICKS
+        self._left = _TICKS
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+        self._timer = self._loop.call_later(self._tick_seconds, self._tick)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._limit.__aexit__(kind, error, trace)
+
+    def _tick(self) -> None:
+        self._left -= 1
+        if self._left:
+            self._timer = self._loop.call_later(self._tick_seconds, self._tick)
+        else:
+            self._limit.reschedule(self._loop.time())
 
 
 class Store:
@@ -36,12 +81,18 @@ class Store:
 
     def __init__(self, url: SecretStr, *, command_seconds: float) -> None:
         self._client: Redis | RedisCluster = _connect(url.get_secret_value(), command_seconds)
+        self._attempt_seconds = command_seconds * 2  # to connect, and for the command
+        self._turns = asyncio.Semaphore(_COMMANDS_AT_ONCE)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
+        pool = getattr(self._client, "connection_pool", None)
+        if isinstance(pool, SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
     async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = ()) -> Any:  # noqa: ANN401 -- each script has its own shape
         """Run one of the scripts beside this file. All of them may run twice: a lost reply is retried.
@@ -50,7 +101,7 @@ class Store:
             StoreUnavailable: No answer in time, or an error.
         """
         text, digest = _script(script)
-        return await self._bounded(self._run(text, digest, keys, args))
+        return await self._bounded(lambda: self._run(text, digest, keys, args))
 
     async def _run(self, text: str, digest: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:  # noqa: ANN401
         try:
@@ -64,7 +115,7 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        return await self._bounded(cast("Awaitable[dict[str, str]]", self._client.hgetall(key)))
+        return await self._bounded(lambda: cast("Awaitable[dict[str, str]]", self._client.hgetall(key)))
 
     async def put_hash(self, key: str, fields: dict[str, str], *, keep_ms: int) -> None:
         """Write fields and expiry together.
@@ -72,10 +123,13 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
+        await self._bounded(lambda: self._put_hash(key, fields, keep_ms))
+
+    async def _put_hash(self, key: str, fields: dict[str, str], keep_ms: int) -> None:
         async with self._client.pipeline(transaction=True) as pipeline:
             pipeline.hset(key, mapping=cast("Any", fields))
             pipeline.pexpire(key, keep_ms)
-            await self._bounded(pipeline.execute())
+            await pipeline.execute()
 
     async def get(self, key: str) -> str | None:
         """A string value.
@@ -83,7 +137,7 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        return await self._bounded(cast("Awaitable[str | None]", self._client.get(key)))
+        return await self._bounded(lambda: cast("Awaitable[str | None]", self._client.get(key)))
 
     async def put(self, key: str, value: str, *, keep_ms: int) -> None:
         """Write a string value and its expiry together.
@@ -91,7 +145,7 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        await self._bounded(self._client.set(key, value, px=keep_ms))
+        await self._bounded(lambda: self._client.set(key, value, px=keep_ms))
 
     async def ping(self) -> None:
         """Whether Redis answers.
@@ -99,48 +153,67 @@ class Store:
         Raises:
             StoreUnavailable: It does not.
         """
-        await self._bounded(self._client.ping())
+        await self._bounded(self._client.ping)
 
     def pubsub(self) -> PubSub:
         """A subscription with a connection of its own."""
         return self._client.pubsub()
 
-    async def _bounded(self, command: Awaitable[_T]) -> _T:
+    async def _bounded(self, command: Callable[[], Awaitable[_T]]) -> _T:
         try:
-            return await command
-        except (RedisError, OSError, UnicodeDecodeError) as error:
+            async with _Patience(_QUEUE_SECONDS):
+                await self._turns.acquire()
+            try:
+                return await self._attempted(command)
+            finally:
+                self._turns.release()
+        except _STORE_ERRORS as error:
             STORE_FAILURES.labels(type(error).__name__).inc()
             raise StoreUnavailable from error
 
+    async def _attempted(self, command: Callable[[], Awaitable[_T]]) -> _T:
+        """Try again once when no answer came: on another connection, since redis-py gives up the silent one."""
+        try:
+            async with _Patience(self._attempt_seconds):
+                return await command()
+        except TimeoutError:
+            async with _Patience(self._attempt_seconds):
+                return await command()
+
 
 def _connect(url: str, command_seconds: float) -> Redis | RedisCluster:
-    # redis-py 8 waits up to 58 s for a silent server and retries 10 times unless told otherwise.
+    # redis-py 8 waits up to 58 s for a silent server and retries 10 times unless told otherwise. Its own limit for a
+    # command is off: it waits by `asyncio.wait_for`, which in Python 3.11 loses cancellations, and it counts by the
+    # clock. Whoever uses the client sets the limit.
     options: dict[str, Any] = {
         "decode_responses": True,
-        "socket_timeout": command_seconds,
-        "socket_connect_timeout": command_seconds,
+        "socket_timeout": None,
+        "socket_connect_timeout": max(command_seconds, _LEAST_CONNECT_SECONDS),
         "retry": Retry(NoBackoff(), 1),
     }
     parts = urlsplit(url)
     if parts.scheme in {"redis+cluster", "rediss+cluster"}:
         plain = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix("+cluster")))
-        return RedisCluster.from_url(plain, max_connections=_MAX_CONNECTIONS, cluster_error_retry_attempts=1, **options)
+        return RedisCluster.from_url(plain, max_connections=_MAX_CONNECTIONS, **options)
     if parts.scheme in {"redis+sentinel", "rediss+sentinel"}:
-        return _sentinel(url, options)
-    pool = BlockingConnectionPool.from_url(url, max_connections=_MAX_CONNECTIONS, timeout=_POOL_WAIT_SECONDS, **options)
-    return Redis.from_pool(pool)
+        # One that is silent must leave time to ask the next.
+        return _sentinel(
+            url, options, {"socket_timeout": command_seconds / 2, "socket_connect_timeout": command_seconds / 2}
+        )
+    return Redis.from_pool(ConnectionPool.from_url(url, max_connections=_MAX_CONNECTIONS, **options))
 
 
-def _sentinel(url: str, options: dict[str, Any]) -> Redis:
+def _sentinel(url: str, options: dict[str, Any], limits: dict[str, Any]) -> Redis:
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = credentials.partition(":")
+    username, _, password = (unquote(each) for each in credentials.partition(":"))
     name, *database = parts.path.strip("/").split("/", _SENTINEL_PATH_PARTS - 1)
-    nodes = [(host.rpartition(":")[0], int(host.rpartition(":")[2])) for host in hosts.split(",")]
+    sentinels = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    nodes = [(each.hostname, each.port or _SENTINEL_PORT) for each in sentinels]
     login = {"username": username or None, "password": password or None}
     tls = {"ssl": parts.scheme.startswith("rediss")}
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        nodes, sentinel_kwargs=options | tls, **options, **login, **tls
+        nodes, sentinel_kwargs=options | limits | tls, **options, **login, **tls
     )
     pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
         name,

@@ -19,7 +19,7 @@ class Claim:
 
     Attributes:
         accounts: `claimed`: those still to be linked.
-        attempts: `held`: who holds some of them; `unknown`: the unclear attempts.
+        attempts: `held`: who holds some of them; `unknown`: all unclear attempts, asked for or not.
         left_seconds: `held`: until the lease ends.
         why: `refused`: the vendor's status.
     """
@@ -41,7 +41,11 @@ class Look:
 
 
 class GuardStore:
-    """Claims, marks and records. Every method raises `StoreUnavailable` when Redis fails."""
+    """Claims, marks and records. Every method raises `StoreUnavailable` when Redis fails.
+
+    An attempt marks at most once. Who must start over takes a new name, so that a command of the first try that was
+    held up on its way cannot undo the second one.
+    """
 
     def __init__(self, *, store: Store, keys: Keys, lease_ms: int, sent_lease_ms: int, keep_ms: int) -> None:
         self._store = store
@@ -100,13 +104,18 @@ class GuardStore:
         result: Literal["linked", "refused", "unknown", "unsent"],
         *,
         why: str = "",
-    ) -> None:
-        """Record how an attempt ended, or that it gave its claim or mark back without sending."""
-        await self._store.run(
+    ) -> Sequence[str]:
+        """Record how an attempt ended, or that it gave its claim or mark back without sending.
+
+        Returns:
+            `unknown`: all unclear attempts of these accounts, this one among them.
+        """
+        answer = await self._store.run(
             "guard_result",
             keys=self._names(attempt, account_id, accounts)[1:],
             args=[attempt, result, why, self._keep_ms, self._keys.channel, self.topic],
         )
+        return cast("Sequence[str]", answer)
 
     async def look(self, attempt: str, account_id: str, choice: Sequence[str], *, void: bool) -> Look:
         """How an attempt stands; with `void`, it is forbidden to send if it has not yet."""

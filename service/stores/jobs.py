@@ -40,11 +40,17 @@ class Held:
 
 
 class JobStore:
-    """The leases of this process. Every method raises `StoreUnavailable` when Redis fails."""
+    """The leases of this process. Every method raises `StoreUnavailable` when Redis fails.
+
+    Attributes:
+        topic: Where those who may take over are told that jobs were released.
+    """
 
     def __init__(self, *, store: Store, keys: Keys, lease_ms: int) -> None:
         self._store = store
         self._names = [keys.job_leases, keys.job_holders]
+        self._channel = keys.channel
+        self.topic = keys.job_leases
         self._lease_ms = lease_ms
         self._holder = secrets.token_hex(8)
 
@@ -58,7 +64,8 @@ class JobStore:
 
     async def drop(self, jobs: Sequence[Job], how: Literal["finished", "release"]) -> None:
         """Let go of jobs: finished ones for good, others so that another process takes them over at once."""
-        await self._store.run("job_drop", keys=self._names, args=[self._holder, how, *(job.encode() for job in jobs)])
+        args = [self._holder, how, self._channel, self.topic, *(job.encode() for job in jobs)]
+        await self._store.run("job_drop", keys=self._names, args=args)
 
     async def _hold(self, *, most: int, fresh: Sequence[Job], known: Sequence[Job]) -> Held:
         jobs = [job.encode() for job in (*fresh, *known)]

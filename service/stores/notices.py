@@ -8,8 +8,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from redis.exceptions import RedisError
-
 from service.stores.connection import Store
 from service.telemetry import log
 
@@ -79,15 +77,17 @@ class Notices:
         while True:
             try:
                 await self._listen_once()
-            except (RedisError, OSError, UnicodeDecodeError) as error:
+            except Exception as error:  # noqa: BLE001 -- whatever a client raises: without this loop everybody waits too long
                 log.warning("notices_lost", error=type(error).__name__)
             self.subscribed.clear()
             self.wake_all()
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _listen_once(self) -> None:
+        await self._store.ping()  # a client of a Cluster learns of its nodes by a command, not by a subscription
         async with self._store.pubsub() as pubsub:
-            await pubsub.subscribe(self._channel)
+            async with asyncio.timeout(_PING_SECONDS):
+                await pubsub.subscribe(self._channel)
             quiet = False
             while True:
                 message = await pubsub.get_message(timeout=_PING_SECONDS)
@@ -95,7 +95,8 @@ class Notices:
                     if quiet:
                         return
                     quiet = True
-                    await pubsub.ping()
+                    async with asyncio.timeout(_PING_SECONDS):
+                        await pubsub.ping()
                     continue
                 quiet = False
                 if message["type"] == "subscribe":

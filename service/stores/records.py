@@ -5,7 +5,7 @@ The schema version is written with each session; a reader takes its own version 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast, get_args
 
 import orjson
 
@@ -29,6 +29,9 @@ StoredState = Literal["open", "linked", "unknown", "closed"]
 """What is written down; `linking` and `expired` follow from intents and time (`service.link.flow`)."""
 
 ValidationState = Literal["pending", "succeeded", "rejected", "failed"]
+
+_STORED_STATES: Final[tuple[str, ...]] = get_args(StoredState)
+_VALIDATION_STATES: Final[tuple[str, ...]] = get_args(ValidationState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | 
         expires=Millis(int(fields["expires"])),
         ended=Millis(int(ended)) if ended else None,
         token_hash=fields["token"],
-        state=cast("StoredState", fields["state"]),
+        state=cast("StoredState", _known(fields["state"], _STORED_STATES)),
         account_id=fields["account"],
         validations=sorted((_validation(each, fields) for each in validation_ids), key=lambda each: each.created),
         intents=[_intent(name[7:], fields[name]) for name in fields if name.startswith("intent:")],
@@ -147,7 +150,7 @@ def _validation(validation_id: str, fields: Mapping[str, str]) -> ValidationReco
 
     return ValidationRecord(
         id=validation_id,
-        state=cast("ValidationState", part("state")),
+        state=cast("ValidationState", _known(part("state"), _VALIDATION_STATES)),
         provider_id=part("provider") or "",
         kind=cast('Literal["password", "oauth"]', part("kind") or "password"),
         created=Millis(int(part("created") or 0)),
@@ -169,6 +172,13 @@ def read_link(text: str) -> LinkRecord:
     """Read a link as it is stored within its session."""
     stored: dict[str, Any] = orjson.loads(text)
     return LinkRecord(stored["id"], Millis(stored["linked_at"]), stored["account_id"], stored.get("consent"))
+
+
+def _known(state: str | None, states: tuple[str, ...]) -> str:
+    # A newer version may know more states; taking one for another would let a step run out of turn.
+    if state not in states:
+        raise ValueError("unknown state")
+    return state
 
 
 def _split(text: str | None) -> tuple[str, ...]:

@@ -45,10 +45,16 @@ class Reads:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """Whether a validation was written down; if not, why not."""
+    """Whether a validation was written down; if not, why not.
 
-    verdict: Literal["added", "missing", "linked", "unknown", "closed", "expired", "linking", "pending", "attempts"]
-    pending: str | None = None
+    Attributes:
+        detail: Of `pending` the validation that is, of `crowded` the earliest deadline of those that are.
+    """
+
+    verdict: Literal[
+        "added", "missing", "linked", "unknown", "closed", "expired", "linking", "pending", "crowded", "attempts"
+    ]
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +102,10 @@ class SessionStore:
         fields = await self._store.hash(self._keys.session(session_id))
         return _record(session_id, fields) if fields else None
 
-    async def read_counted(self, session_id: str) -> tuple[SessionRecord, Reads] | None:
-        """A session as it is now, this read counted."""
+    async def read_counted(self, session_id: str, token_hash: str) -> tuple[SessionRecord, Reads] | None:
+        """A session as it is now, this read counted if the token is its own: nobody uses up another's reads."""
         keys = [self._keys.session(session_id), self._keys.session_reads(session_id)]
-        answer = await self._store.run("session_read", keys=keys, args=[READ_WINDOW_SECONDS * 1000])
+        answer = await self._store.run("session_read", keys=keys, args=[READ_WINDOW_SECONDS * 1000, token_hash])
         if not answer:
             return None
         record = _record(session_id, dict(zip(answer[2::2], answer[3::2], strict=True)))

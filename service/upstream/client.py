@@ -126,7 +126,12 @@ class UpstreamClient:
         raise LinkUnclear
 
     async def _get(self, operation: str, path: str, token: SecretStr) -> bytes:
-        answer = await self._measured(operation, self._transport.read(f"{self._base}{path}", token=token))
+        url = f"{self._base}{path}"
+        try:
+            answer = await self._measured(operation, self._transport.read(url, token=token))
+        except UpstreamUnavailable:
+            # Most likely the vendor closed a kept-alive connection just then; a read may be repeated, once.
+            answer = await self._measured(operation, self._transport.read(url, token=token, fresh=True))
         _expect(answer, HTTPStatus.OK)
         return answer.body
 

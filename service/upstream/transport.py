@@ -2,7 +2,8 @@
 
 pyreqwest's ways that matter here, each with a test: cancelling the task that awaits an exchange does not abort it, so
 each request carries its own deadline; `ConnectError` and `ConnectTimeoutError` are raised after the request was sent,
-too, so no exception proves that nothing arrived; redirects, proxies and decompression are switched explicitly.
+too, so no exception proves that nothing arrived; the body is read ahead of the status unless told otherwise; redirects,
+proxies and decompression are switched explicitly.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Final, Self
 import orjson
 from pydantic import SecretStr
 from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import PyreqwestError, RequestTimeoutError
+from pyreqwest.exceptions import DecodeError, PyreqwestError, RequestTimeoutError
 from pyreqwest.proxy import ProxyBuilder
 from pyreqwest.response import Response
 
@@ -103,15 +104,15 @@ class Transport:
         await self._kept.close()
         await self._fresh.close()
 
-    async def read(self, url: str, *, token: SecretStr) -> Answer:
-        """GET on a kept-alive connection.
+    async def read(self, url: str, *, token: SecretStr, fresh: bool = False) -> Answer:
+        """GET on a kept-alive connection, or on a `fresh` one.
 
         Raises:
             UpstreamTimeout: No complete answer within the time limit.
             UpstreamUnavailable: The connection failed or broke.
             UpstreamMalformed: The body is over `MAX_BODY_BYTES`.
         """
-        return await self._exchange(self._kept, "GET", url, token=token)
+        return await self._exchange(self._fresh if fresh else self._kept, "GET", url, token=token)
 
     async def act(
         self,
@@ -156,6 +157,9 @@ class Transport:
             request = request.header("authorization", f"Bearer {token.get_secret_value()}", is_sensitive=True)
         if body is not None:
             request = request.header("content-type", "application/json;charset=UTF-8").body_bytes(orjson.dumps(body))
+        if want_body is not _always:
+            # pyreqwest reads ahead before it tells the status, and a body that breaks there would hide it.
+            request = request.streamed_read_buffer_limit(0)
         for name, value in (headers or {}).items():
             request = request.header(name, value)
         try:
@@ -163,8 +167,16 @@ class Transport:
                 return Answer(response.status, await _read_bounded(response) if want_body(response.status) else b"")
         except RequestTimeoutError as error:
             raise UpstreamTimeout from error
+        except DecodeError as error:
+            raise (UpstreamUnavailable if _broke_off(error) else UpstreamMalformed) from error
         except PyreqwestError as error:
             raise UpstreamUnavailable from error
+
+
+def _broke_off(error: DecodeError) -> bool:
+    """Whether a body that could not be read did not arrive; pyreqwest has one type for that and for a wrong body."""
+    causes = error.details["causes"] or []
+    return any("from connection" in cause["message"] for cause in causes)
 
 
 async def _read_bounded(response: Response) -> bytes:

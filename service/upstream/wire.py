@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from service.errors import UpstreamMalformed
 from service.telemetry import UPSTREAM_DROPPED
@@ -43,6 +53,19 @@ UpstreamId = Annotated[str, StringConstraints(pattern=UPSTREAM_ID)]
 Text = Annotated[str, StringConstraints(max_length=512)]
 
 
+def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    """What the flow can do without is left out when it does not fit; its neighbours stay."""
+    try:
+        return read(value)
+    except ValidationError:
+        UPSTREAM_DROPPED.labels("optional_field").inc()
+        return None
+
+
+_IfFits: Final = WrapValidator(_or_none)
+OptionalText = Annotated[Text | None, _IfFits]
+
+
 class _Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
@@ -67,32 +90,35 @@ class Company(_Lenient):
 
     id: UpstreamId
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    url: Annotated[str, StringConstraints(max_length=2048)] | None = None
-    logo: Annotated[str, StringConstraints(max_length=65536)] | None = None
+    url: Annotated[Annotated[str, StringConstraints(max_length=2048)] | None, _IfFits] = None
+    logo: Annotated[Annotated[str, StringConstraints(max_length=65536)] | None, _IfFits] = None
+    # Not left out: a company whose own page asks for the password would then be taken for one that we ask it for.
     login_url: Annotated[str, StringConstraints(max_length=2048)] | None = Field(None, alias="loginUrl")
 
 
 class Address(_Lenient):
     """Where a service account's meter is."""
 
-    street: Text | None = None
-    city: Text | None = None
-    state: Text | None = None
-    postal_code: Text | None = Field(None, alias="postalCode")
+    street: OptionalText = None
+    city: OptionalText = None
+    state: OptionalText = None
+    postal_code: OptionalText = Field(None, alias="postalCode")
 
 
 class ServiceAccount(_Lenient):
     """One metered account at a utility."""
 
     id: UpstreamId
-    address: Address | None = None
-    meter_number: Text | None = Field(None, alias="meterNumber")
-    legal_names: Annotated[list[Text], Field(max_length=50)] | None = Field(None, alias="legalNames")
+    address: Annotated[Address | None, _IfFits] = None
+    meter_number: OptionalText = Field(None, alias="meterNumber")
+    legal_names: Annotated[Annotated[list[Text], Field(max_length=50)] | None, _IfFits] = Field(
+        None, alias="legalNames"
+    )
 
 
 class _UtilityAccountBody(_Lenient):
     id: UpstreamId
-    name: Text | None = None
+    name: OptionalText = None
     service_accounts: Annotated[list[Any], Field(max_length=MAX_SERVICE_ACCOUNTS)] = Field(alias="serviceAccounts")
 
 
@@ -173,7 +199,8 @@ def parse_companies(body: bytes) -> list[Company]:
     """Read the answer to `GET /utility-companies`; entries that do not fit are dropped and counted.
 
     Raises:
-        UpstreamMalformed: Not a list, or too long, or nothing in it fits.
+        UpstreamMalformed: Not a list, or too long, or nothing in it fits. Neither does an empty list: it would take a
+            good one's place.
     """
     try:
         entries = _COMPANIES.validate_json(body)
@@ -187,7 +214,7 @@ def parse_companies(body: bytes) -> list[Company]:
             UPSTREAM_DROPPED.labels("company").inc()
             continue
         companies.setdefault(company.id, company)
-    if entries and not companies:
+    if not companies:
         raise UpstreamMalformed
     return list(companies.values())
 

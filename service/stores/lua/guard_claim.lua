@@ -1,7 +1,8 @@
 -- Claim all accounts of a choice, or none (exactly-once, step 3).
 -- KEYS: void mark of this attempt, then one guard per service account.
 -- ARGV: attempt, digest of the choice, lease in ms, ms to keep, the attempt that was waited for or '', attempts to send again ...
--- Returns {'voided'} | {'done'} | {'overlap'} | {'held', attempt, ms left} | {'unknown', attempts ...} | {'refused', why}
+-- Returns {'voided'} | {'done'} | {'overlap'} | {'held', attempt, ms left} | {'refused', why}
+--       | {'unknown', attempts ...}: all unclear ones of the choice, if any is not among those to send again
 --       | {'claimed', positions among the accounts, from 0 ...}.
 local me, digest, lease, keep, waited = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'voided'} end
@@ -12,7 +13,7 @@ for i = 6, #ARGV do resend[ARGV[i]] = true end
 
 local free, done, refused, why = {}, 0, 0, ''
 local held, left, overlap
-local unknown, seen = {}, {}
+local unknown, seen, unasked = {}, {}, false
 for i = 2, #KEYS do
   local r = redis.call('HMGET', KEYS[i], 'cur', 'st', 'until', 'unk', 'done', 'last', 'why', 'digest')
   local cur, unk = r[1], r[4] or ''
@@ -28,15 +29,17 @@ for i = 2, #KEYS do
       redis.call('HDEL', KEYS[i], 'cur', 'st', 'until', 'digest')
       cur = false
     end
-    if cur and cur ~= me then
+    -- Our own mark can only be met by a claim that was on its way for so long that its repetition got here first.
+    if cur and (cur ~= me or r[2] == 'sent') then
       held, left = cur, math.max(left or 0, tonumber(r[3]) - now)
       if r[8] ~= digest then overlap = true end
     else
       for attempt in string.gmatch(unk, '[^,]+') do
-        if not resend[attempt] and not seen[attempt] then
+        if not seen[attempt] then
           seen[attempt] = true
           unknown[#unknown + 1] = attempt
         end
+        if not resend[attempt] then unasked = true end
       end
       if waited ~= '' and r[6] == waited then refused, why = refused + 1, r[7] end
       free[#free + 1] = i
@@ -46,7 +49,7 @@ end
 if done == #KEYS - 1 then return {'done'} end
 if overlap then return {'overlap'} end
 if held then return {'held', held, tostring(left)} end
-if #unknown > 0 then return {'unknown', unpack(unknown)} end
+if unasked then return {'unknown', unpack(unknown)} end
 if refused == #free then return {'refused', why} end
 local answer = {'claimed'}
 for _, i in ipairs(free) do

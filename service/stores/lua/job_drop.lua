@@ -1,6 +1,6 @@
 -- Let go of jobs that are ours: finished ones for good, others ('release') so that another process takes them over at once.
--- KEYS: leases, holders. ARGV: holder, 'finished' | 'release', jobs ...
-for i = 3, #ARGV do
+-- KEYS: leases, holders. ARGV: holder, 'finished' | 'release', channel, topic, jobs ... Others are told of released ones.
+for i = 5, #ARGV do
   if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1] then
     if ARGV[2] == 'finished' then
       redis.call('ZREM', KEYS[1], ARGV[i])
@@ -10,4 +10,5 @@ for i = 3, #ARGV do
     redis.call('HDEL', KEYS[2], ARGV[i])
   end
 end
+if ARGV[2] == 'release' then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
 return 1

@@ -1,0 +1,272 @@
+"""What is wrong with a deployment, and what to do about it: one check after the other, each told in a line."""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+from pydantic import SecretStr
+from pyreqwest.exceptions import PyreqwestError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from service.errors import (
+    ServiceError,
+    StoreUnavailable,
+    UpstreamCredentialsRejected,
+    UpstreamError,
+    UpstreamMalformed,
+)
+from service.settings import PREFIX, Settings
+from service.stores.connection import Store
+from service.stores.embedded import DataDirInUse, EmbeddedStore, EmbeddedStoreError
+from service.stores.locks import Locks
+from service.upstream.client import UpstreamClient
+from service.upstream.transport import Transport, TransportLimits
+
+__all__ = ["Finding", "examine"]
+
+_MOST_SKEW_SECONDS: Final = 30
+_SLOW_STORE_SECONDS: Final = 0.05
+_LOOK_SECONDS: Final = 10.0
+_PINGS: Final = 5
+_LEASE_MS: Final = 1000
+_THREADS_SECONDS: Final = 0.1
+"""pyreqwest's threads outlive a call for a moment; an interpreter that ends at that moment aborts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        result: `fail` keeps the service from working, `warn` does not.
+        to_do: What to do about it.
+    """
+
+    check: str
+    result: Literal["ok", "warn", "fail"]
+    told: str
+    to_do: str | None = None
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    """Check everything that the settings name; whatever they say, nothing is linked and nobody signs in."""
+    yield _callers(settings)
+    if settings.redis_url is None:
+        yield _embedded(settings)
+    else:
+        async for finding in _redis(settings, settings.redis_url):
+            yield finding
+    urls = dict.fromkeys([settings.upstream_url, settings.credentials_url or settings.upstream_url])
+    for url in urls:
+        async for finding in _address(settings, url):
+            yield finding
+    yield await _credentials(settings)
+    yield await _port(settings)
+
+
+def _callers(settings: Settings) -> Finding:
+    if settings.sandbox:
+        return Finding("callers", "ok", "sandbox: everybody knows the API key")
+    if not settings.api_keys:
+        to_do = f"make one with `omniconnect-bff keys new` and set {PREFIX}API_KEYS"
+        return Finding("callers", "warn", "no API key is set, so nobody can open a session", to_do)
+    return Finding("callers", "ok", f"API keys: {', '.join(settings.api_keys)}")
+
+
+# The store
+
+
+def _embedded(settings: Settings) -> Finding:
+    try:
+        with EmbeddedStore(settings.data_dir):
+            pass
+    except DataDirInUse as error:
+        return Finding("store", "warn", str(error), "if that is this service, all is well")
+    except (EmbeddedStoreError, OSError) as error:
+        to_do = f"check {PREFIX}DATA_DIR and its owner, or set {PREFIX}REDIS_URL"
+        return Finding("store", "fail", f"the embedded store does not start: {error}", to_do)
+    if settings.data_dir is None and not settings.sandbox:
+        told, to_do = "the embedded store starts, but forgets at every restart", f"set {PREFIX}DATA_DIR or REDIS_URL"
+        return Finding("store", "warn", told, to_do)
+    return Finding("store", "ok", "the embedded store starts")
+
+
+async def _redis(settings: Settings, url: SecretStr) -> AsyncIterator[Finding]:
+    store = Store(url, command_seconds=settings.redis_timeout)
+    async with store:
+        try:
+            seconds = await _latency(store)
+            async with Locks(store=store, channel=f"{settings.redis_prefix}:doctor").held(
+                f"{settings.redis_prefix}:doctor", lease_ms=_LEASE_MS
+            ):
+                pass
+        except StoreUnavailable as error:
+            cause = type(error.__cause__).__name__
+            to_do = f"check {PREFIX}REDIS_URL, its password and rights (scripts, publish), and the network"
+            yield Finding("redis", "fail", f"it does not do what is asked ({cause}: {error.__cause__})", to_do)
+            return
+    told = f"answers in {seconds * 1000:.1f} ms, takes scripts"
+    if seconds > min(_SLOW_STORE_SECONDS, settings.redis_timeout / 2):
+        yield Finding("redis", "warn", told, f"move it closer, or raise {PREFIX}REDIS_TIMEOUT")
+    else:
+        yield Finding("redis", "ok", told)
+    for finding in await _redis_server(settings, url.get_secret_value()):
+        yield finding
+
+
+async def _latency(store: Store) -> float:
+    """The best of several, the first of which also connects."""
+    best = float("inf")
+    for _ in range(_PINGS):
+        started = time.perf_counter()
+        await store.ping()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+async def _redis_server(settings: Settings, url: str) -> list[Finding]:
+    parts = urlsplit(url)
+    if parts.scheme.endswith("+sentinel"):
+        to_do = "see to `maxmemory-policy noeviction` and persistence on each server"
+        return [Finding("redis server", "warn", "behind Sentinel; its own settings were not read", to_do)]
+    plain = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix("+cluster")))
+    seconds = settings.redis_timeout
+    info: dict[str, Any] = {}
+    with suppress(RedisError, OSError):
+        async with Redis.from_url(plain, socket_timeout=seconds, socket_connect_timeout=seconds) as client:
+            info = await client.info()
+    if not info:
+        return [Finding("redis server", "warn", "INFO is not allowed, so its settings were not read")]
+    return list(_judged(info))
+
+
+def _judged(info: dict[str, Any]) -> Iterator[Finding]:
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    yield Finding("redis server", "ok", f"{name} {info.get('valkey_version', info.get('redis_version', '?'))}")
+    policy = info.get("maxmemory_policy")
+    if policy == "noeviction":
+        yield Finding("redis memory", "ok", "maxmemory-policy is noeviction")
+    elif policy is not None:
+        told = f"maxmemory-policy is {policy}: what was linked could be forgotten"
+        yield Finding("redis memory", "fail", told, "set `maxmemory-policy noeviction`")
+    if info.get("aof_enabled") == 1:
+        yield Finding("redis data", "ok", "survives a restart (append-only file)")
+    else:
+        to_do = "set `appendonly yes`, else a crash can lose the outcome of links"
+        yield Finding("redis data", "warn", "the append-only file is off", to_do)
+
+
+# The vendor
+
+
+async def _address(settings: Settings, url: str) -> AsyncIterator[Finding]:
+    host = urlsplit(url).hostname
+    try:
+        trusted = ssl.create_default_context()
+        if settings.upstream_ca_file is not None:
+            trusted.load_verify_locations(settings.upstream_ca_file)
+    except OSError as error:
+        yield Finding("upstream", "fail", f"{PREFIX}UPSTREAM_CA_FILE cannot be used: {error}", "give a PEM file")
+        return
+    proxy = settings.upstream_proxy.get_secret_value() if settings.upstream_proxy else None
+    try:
+        async with httpx.AsyncClient(verify=trusted, proxy=proxy, trust_env=False, timeout=_LOOK_SECONDS) as client:
+            before = time.time()
+            answer = await client.get(url)
+            here = (before + time.time()) / 2
+    except ImportError:
+        yield Finding("upstream", "warn", f"{host}: not looked at through a SOCKS proxy", "see the next check")
+        return
+    except httpx.TransportError as error:
+        yield _not_reached(host, error)
+        return
+    tls = "TLS is good" if url.startswith("https") else "plain HTTP"
+    yield Finding("upstream", "ok", f"{host} answers (HTTP {answer.status_code}), {tls}")
+    yield _clock(here, answer.headers.get("Date"))
+
+
+def _not_reached(host: str | None, error: Exception) -> Finding:
+    reason = f"{type(error).__name__}: {error}".rstrip(": ")
+    if "CERTIFICATE_VERIFY_FAILED" in reason or "SSL" in reason:
+        to_do = f"if a proxy of yours opens TLS, name its certificate in {PREFIX}UPSTREAM_CA_FILE; check the clock"
+        return Finding("upstream", "fail", f"TLS to {host} fails ({reason})", to_do)
+    to_do = f"check {PREFIX}UPSTREAM_URL, DNS and firewall; behind a proxy set {PREFIX}UPSTREAM_PROXY"
+    return Finding("upstream", "fail", f"{host} cannot be reached ({reason})", to_do)
+
+
+def _clock(here: float, date: str | None) -> Finding:
+    try:
+        skew = here - parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return Finding("clock", "warn", "not compared: the upstream tells no date", "see to NTP")
+    direction = "ahead of" if skew > 0 else "behind"
+    if abs(skew) >= _MOST_SKEW_SECONDS:
+        return Finding("clock", "warn", f"{abs(skew):.0f} s {direction} the upstream's", "synchronize it (NTP)")
+    return Finding("clock", "ok", f"agrees with the upstream's within {max(abs(skew), 1):.0f} s")
+
+
+async def _credentials(settings: Settings) -> Finding:
+    try:
+        transport = Transport(
+            limits=TransportLimits(),
+            user_agent="omniconnect-bff doctor",
+            https_only=not settings.sandbox,
+            proxy=settings.upstream_proxy,
+            ca_pem=settings.upstream_ca_file.read_bytes() if settings.upstream_ca_file else None,
+        )
+    except (OSError, PyreqwestError):
+        to_do = f"check {PREFIX}UPSTREAM_CA_FILE and {PREFIX}UPSTREAM_PROXY"
+        return Finding("credentials", "fail", "not tried: no client can be built", to_do)
+    async with transport:
+        client = UpstreamClient(
+            transport=transport,
+            base_url=settings.upstream_url,
+            credentials_url=settings.credentials_url or settings.upstream_url,
+            client_id=settings.client_id,
+            secret=settings.secret,
+        )
+        try:
+            await client.fetch_token()
+        except UpstreamCredentialsRejected:
+            to_do = f"check {PREFIX}CLIENT_ID and {PREFIX}SECRET"
+            return Finding("credentials", "fail", "the upstream refuses the client id and secret", to_do)
+        except UpstreamError as error:
+            to_do = f"check the path in {PREFIX}UPSTREAM_URL"
+            return Finding("credentials", "fail", f"the upstream answers HTTP {error.status}", to_do)
+        except UpstreamMalformed:
+            to_do = f"check the path in {PREFIX}UPSTREAM_URL"
+            return Finding("credentials", "fail", "the upstream's answer is no token", to_do)
+        except ServiceError as error:
+            return Finding("credentials", "fail", f"not tried: {error.message}", "see the check of the upstream")
+        finally:
+            await asyncio.sleep(_THREADS_SECONDS)
+    return Finding("credentials", "ok", "the upstream accepts the client id and secret")
+
+
+# This machine
+
+
+async def _port(settings: Settings) -> Finding:
+    where = f"{settings.host}:{settings.port}"
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            reason = error.strerror
+        else:
+            return Finding("port", "ok", f"{where} is free")
+    with suppress(httpx.TransportError, ValueError, KeyError, TypeError):
+        async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
+            status = (await client.get(f"http://{where}/readyz")).json()["status"]
+            return Finding("port", "ok", f"{where}: this service runs there, {status}")
+    return Finding("port", "fail", f"cannot listen on {where}: {reason}", f"set {PREFIX}PORT and {PREFIX}HOST")

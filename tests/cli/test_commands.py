@@ -1,0 +1,48 @@
+import base64
+import hashlib
+import json
+import re
+
+import pytest
+
+from service import doctor
+from tests.cli.conftest import run
+
+
+def test_a_new_key_comes_with_the_setting_that_takes_it() -> None:
+    told, setting = run("keys", "new", "shop", "--scopes", "links+events").stdout.splitlines()
+    key = told.split()[-1]
+    assert setting == f"OMNICONNECT_API_KEYS=shop:{hashlib.sha256(key.encode()).hexdigest()}:links+events"
+    name, value = run("keys", "new", "main", "--encryption").stdout.strip().split("=", 1)
+    assert name == "OMNICONNECT_ENCRYPTION_KEYS"
+    assert len(base64.b64decode(value.removeprefix("main:"))) == 32
+
+
+def test_the_document_is_printed_without_any_setting() -> None:
+    assert json.loads(run("openapi").stdout)["openapi"].startswith("3.1")
+
+
+def test_help_names_every_command() -> None:
+    told = run("--help").stdout
+    for command in ("serve", "sandbox", "upstream", "link", "doctor", "keys", "openapi", "version"):
+        assert re.search(rf"^\W*{command}\s", told, re.MULTILINE)
+    assert run("version").stdout.strip().count(".") == 2
+
+
+@pytest.mark.parametrize(
+    ("date", "result"),
+    [
+        ("Thu, 01 Jan 1970 00:16:40 GMT", "ok"),
+        ("Thu, 01 Jan 1970 00:17:11 GMT", "warn"),
+        ("Thu, 01 Jan 1970 00:16:09 GMT", "warn"),
+        ("yesterday", "warn"),
+        (None, "warn"),
+    ],
+)
+def test_half_a_minute_of_skew_is_told(date: str | None, result: str) -> None:
+    assert doctor._clock(1000.0, date).result == result
+
+
+def test_a_store_that_may_forget_is_a_fault() -> None:
+    found = {each.check: each.result for each in doctor._judged({"maxmemory_policy": "allkeys-lru", "aof_enabled": 1})}
+    assert found == {"redis server": "ok", "redis memory": "fail", "redis data": "ok"}

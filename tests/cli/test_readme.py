@@ -1,0 +1,59 @@
+"""What the README says is so."""
+
+import re
+import subprocess
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from service.settings import PREFIX, Settings
+from tests.cli.conftest import ROOT, environment
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value: Any = field.get_default(call_default_factory=True)
+    if value is None or value == {} or isinstance(value, SecretStr):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def settings_table() -> str:
+    rows = [
+        f"| `{PREFIX}{name.upper()}` | {_default(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| variable | default | what it is |", "|---|---|---|", *rows])
+
+
+def test_every_setting_is_in_the_table() -> None:
+    assert settings_table() in README, f"the table should be:\n{settings_table()}"
+
+
+@pytest.mark.xdist_group("sandbox command")
+def test_the_walk_with_curl_can_be_pasted_letter_for_letter(sandbox: str) -> None:
+    section = README.partition("## A walk with curl")[2].partition("\n## ")[0]
+    commands = "\n".join(re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail"],  # noqa: S607
+        input=commands,
+        env=environment(BFF=sandbox, no_proxy="*"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    last = ended.stdout.splitlines()[-1]
+    assert last.startswith('{"status":"OM200","message":"Resolved: User account(s) successfully linked"')
+
+
+def test_every_file_that_is_pointed_to_exists() -> None:
+    for readme in (ROOT / "README.md", ROOT / "deploy" / "README.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", readme.read_text(encoding="utf-8")):
+            assert (readme.parent / target).exists(), target

@@ -1,0 +1,194 @@
+import itertools
+import os
+import signal
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.sandbox.server import SandboxServer
+from tests.cli.conftest import Running, ready, run, until
+from tests.walk import APS, SRP
+
+Start = Callable[..., Running]
+
+
+def sandbox_settings(upstream: SandboxServer, tmp: Path, **more: str) -> dict[str, str]:
+    return {
+        "OMNICONNECT_SANDBOX": "true",
+        "OMNICONNECT_CLIENT_ID": "sandbox-client-id",
+        "OMNICONNECT_SECRET": "sandbox-secret",
+        "OMNICONNECT_UPSTREAM_URL": upstream.url,
+        "OMNICONNECT_POLL_SECONDS": "0.05",
+        "OMNICONNECT_PORT": "0",
+        "TMPDIR": str(tmp),
+        **more,
+    }
+
+
+def open_session(client: httpx.Client) -> tuple[str, dict[str, str]]:
+    session = client.post("/v1/sessions").raise_for_status().json()["session"]
+    return f"/v1/sessions/{session['id']}", {"Authorization": f"Bearer {session['token']}"}
+
+
+def sign_in(client: httpx.Client, path: str, headers: dict[str, str], username: str, provider: str = APS) -> str:
+    body = {"providerId": provider, "username": username, "password": "pass_good"}
+    answer = client.post(f"{path}/validations", headers=headers | {"Prefer": "wait=1"}, json=body)
+    return str(answer.raise_for_status().json()["validation"]["id"])
+
+
+def account_ids(client: httpx.Client, path: str, headers: dict[str, str]) -> list[str]:
+    answer = client.get(f"{path}/service-accounts", headers=headers).raise_for_status()
+    return [each["id"] for each in answer.json()["serviceAccounts"]]
+
+
+def store_pids(tmp: Path) -> list[int]:
+    return [int(each.read_text()) for each in tmp.glob("**/valkey.pid")]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat")
+        return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_sigterm_lets_waiters_go_and_links_finish_before_the_process_and_its_store_end(
+    start: Start, upstream: SandboxServer, short_tmp: Path
+) -> None:
+    running = start("serve", **sandbox_settings(upstream, short_tmp, OMNICONNECT_DRAIN_SECONDS="0.5"))
+    with running.serving() as client, ThreadPoolExecutor() as pool:
+        path, headers = open_session(client)
+        sign_in(client, path, headers, "user_quick")
+        ids = account_ids(client, path, headers)
+        waiting_for = sign_in(client, path, headers, "user_never", provider=SRP)
+        patient = headers | {"Prefer": "wait=25"}
+        waiter = pool.submit(client.get, f"{path}/validations/{waiting_for}", headers=patient)
+        upstream.world.faults.add("batch", "delay", value=1)
+        link = pool.submit(client.post, f"{path}/links", headers=headers, json={"serviceAccountIds": ids})
+        until(lambda: len(upstream.world.calls.all("batch")) == 1)
+        (store,) = store_pids(short_tmp)
+
+        running.process.send_signal(signal.SIGTERM)
+
+        assert waiter.result().json()["validation"]["state"] == "pending"
+        told = client.get("/readyz")
+        assert (told.status_code, told.json()["status"]) == (503, "draining")
+        assert client.get(path).status_code == 200
+        assert client.post("/v1/sessions").json()["code"] == "shutting_down"
+        assert link.result().status_code == 201
+        assert running.process.wait(10) == 0
+    assert not is_alive(store)
+    assert list(short_tmp.iterdir()) == []
+
+
+def test_uvicorn_is_silent_and_every_line_of_the_log_is_json(
+    start: Start, upstream: SandboxServer, short_tmp: Path
+) -> None:
+    running = start("serve", **sandbox_settings(upstream, short_tmp))
+    with running.serving():
+        pass
+    assert running.end(signal.SIGINT) == 0
+    assert {each["event"] for each in running.events()} <= {"serving", "request"}
+
+
+def test_a_data_directory_keeps_sessions_and_their_key_over_a_restart(
+    start: Start, upstream: SandboxServer, short_tmp: Path
+) -> None:
+    data = short_tmp / "data"
+    settings = sandbox_settings(upstream, short_tmp, OMNICONNECT_DATA_DIR=str(data))
+    first = start("serve", **settings)
+    with first.serving() as client:
+        path, headers = open_session(client)
+        sign_in(client, path, headers, "user_quick")
+        before = account_ids(client, path, headers)
+        taken = run("serve", **settings)
+        assert taken.returncode == 1
+        assert taken.stderr.splitlines()[-1].startswith("omniconnect-bff: the embedded store: Another process")
+    assert (data / "encryption.key").stat().st_mode & 0o777 == 0o600
+    first.end(signal.SIGKILL)
+    second = start("serve", **settings)
+    with second.serving() as client:
+        assert account_ids(client, path, headers) == before
+    second.end(signal.SIGINT)
+    (data / "encryption.key").write_text("broken")
+    assert (
+        run("serve", **settings)
+        .stderr.splitlines()[-1]
+        .startswith(f"omniconnect-bff: the encryption key in {data}/encryption.key is broken")
+    )
+
+
+def test_workers_share_store_and_metrics_are_replaced_and_end_with_a_killed_parent(
+    start: Start, upstream: SandboxServer, short_tmp: Path
+) -> None:
+    settings = sandbox_settings(upstream, short_tmp, OMNICONNECT_WORKERS="2")
+    running = start("serve", **settings)
+    with running.serving() as client:
+        calls = itertools.count()
+
+        def both_have_answered() -> bool:
+            next(calls)  # on a connection of its own, so that either may get it
+            assert httpx.get(f"{client.base_url}/livez", trust_env=False).status_code == 200
+            return len(list(short_tmp.glob("omniconnect-metrics-*/counter_*.db"))) == 2
+
+        until(both_have_answered)
+        assert f'route="/livez",status="200"}} {next(calls)}.0' in client.get("/metrics").text
+        path, headers = open_session(client)
+        sign_in(client, path, headers, "user_quick")
+        assert client.post(
+            f"{path}/links", headers=headers, json={"serviceAccountIds": account_ids(client, path, headers)}
+        ).is_success
+        (store,) = store_pids(short_tmp)
+        victim = next(short_tmp.glob("omniconnect-metrics-*/counter_*.db")).stem.removeprefix("counter_")
+        os.kill(int(victim), signal.SIGKILL)
+        running.line("worker_died")
+        assert client.get(path).status_code == 200
+        running.end(signal.SIGKILL)
+        until(lambda: not ready(client))
+    again = start("serve", **settings)
+    with again.serving():
+        pass
+    assert not is_alive(store)
+    assert again.end() == 0
+    assert list(short_tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [("serve",), ("sandbox", "--upstream-port", "0")])
+def test_a_taken_port_is_told_in_a_sentence(command: tuple[str, ...], upstream: SandboxServer, short_tmp: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = run(*command, **sandbox_settings(upstream, short_tmp, OMNICONNECT_PORT=port))
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        f"omniconnect-bff: port {port} is taken; stop what listens there, or choose another with OMNICONNECT_PORT"
+    ]
+
+
+def test_a_taken_port_of_the_sandbox_upstream_is_told_in_a_sentence(upstream: SandboxServer) -> None:
+    for command in (("sandbox", "--upstream-port"), ("upstream", "--port")):
+        ended = run(*command, str(upstream.port))
+        assert ended.returncode == 1
+        assert f"port {upstream.port} is taken" in ended.stderr.splitlines()[-1]
+
+
+def test_wrong_settings_stop_the_start_with_all_faults_in_words() -> None:
+    ended = run("serve", OMNICONNECT_PORT="eighty", OMNICONNECT_UPSTREAM_URL="http://plain.test", OMNICONNECT_NO="1")
+    assert ended.returncode == 2
+    for fault in ("CLIENT_ID is required", "SECRET is required", "PORT: ", "URL must be https", "NO is not a setting"):
+        assert fault in ended.stderr
+
+
+def test_a_worker_that_cannot_start_ends_the_service(upstream: SandboxServer, short_tmp: Path) -> None:
+    broken = short_tmp / "fastapi_swagger.py"
+    broken.write_text("raise OSError")
+    settings = sandbox_settings(upstream, short_tmp, OMNICONNECT_WORKERS="2", PYTHONPATH=str(short_tmp))
+    ended = run("serve", **settings)
+    assert ended.returncode == 1
+    assert "worker_cannot_start" in ended.stderr
+    assert ended.stderr.splitlines()[-1] == "omniconnect-bff: a worker could not start; the log says why"

@@ -1,0 +1,221 @@
+"""Who may call, and what is theirs: unknown and somebody else's look the same."""
+
+import asyncio
+import hashlib
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from service.link import access
+from service.sandbox.server import SandboxServer
+from service.settings import SANDBOX_API_KEY
+from tests.conftest import Replica
+from tests.walk import APS, PASSWORD, Walk
+
+UNKNOWN = "ses_" + "0" * 32
+
+STEPS: list[tuple[str, str, object]] = [
+    ("POST", "/validations", {"providerId": APS, "username": "user_quick", "password": PASSWORD}),
+    ("GET", "/validations/val_0", None),
+    ("DELETE", "/validations/val_0", None),
+    ("GET", "/service-accounts", None),
+    ("POST", "/links", {"serviceAccountIds": ["a"]}),
+]
+SESSION_CALLS: list[tuple[str, str, object]] = [("GET", "", None), ("DELETE", "", None), *STEPS]
+ALL_CALLS: list[tuple[str, str, object]] = [
+    ("POST", "/v1/sessions", {}),
+    ("GET", "/v1/providers", None),
+    ("POST", f"/v1/sessions/{UNKNOWN}/tokens", None),
+    *((method, f"/v1/sessions/{UNKNOWN}{path}", body) for method, path, body in SESSION_CALLS),
+]
+BAD_AUTHORIZATION: dict[str, list[tuple[str, str | bytes]]] = {
+    "none": [],
+    "empty": [("Authorization", "")],
+    "no credential": [("Authorization", "Bearer")],
+    "no scheme": [("Authorization", SANDBOX_API_KEY)],
+    "another scheme": [("Authorization", f"Basic {SANDBOX_API_KEY}")],
+    "unknown key": [("Authorization", "Bearer nobody")],
+    "with a prefix of a key": [("Authorization", f"Bearer {SANDBOX_API_KEY[:-1]}")],
+    "longer than a key": [("Authorization", f"Bearer {SANDBOX_API_KEY}x")],
+    "two in one": [("Authorization", f"Bearer {SANDBOX_API_KEY} {SANDBOX_API_KEY}")],
+    "non-ASCII": [("Authorization", b"Bearer \xe9\xff")],
+    "UTF-8": [("Authorization", "Bearer schlüssel".encode())],
+    "non-ASCII session token": [("Authorization", b"Bearer oms_\xe9")],
+    "5000 characters": [("Authorization", "Bearer " + "x" * 5000)],
+    "5000 characters of token": [("Authorization", "Bearer oms_" + "0" * 5000)],
+    "two headers": [("Authorization", f"Bearer {SANDBOX_API_KEY}"), ("Authorization", f"Bearer {SANDBOX_API_KEY}")],
+    "malformed token": [("Authorization", "Bearer oms_zz")],
+    "token of no session": [("Authorization", f"Bearer oms_{'0' * 32}_{'A' * 43}")],
+    "token with a pattern": [("Authorization", f"Bearer oms_{'*' * 32}_{'A' * 43}")],
+    "dots": [("Authorization", "Bearer a.b.c")],
+}
+
+
+@pytest.mark.parametrize("headers", BAD_AUTHORIZATION.values(), ids=BAD_AUTHORIZATION)
+async def test_nobody_gets_in_without_a_good_credential(
+    shared: Replica, vendor: SandboxServer, headers: list[tuple[str, str | bytes]]
+) -> None:
+    for method, path, body in ALL_CALLS:
+        sent = [(name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers]
+        answer = await shared.client.request(method, path, headers=sent, json=body)
+        assert answer.status_code == 401, (method, path, answer.text)
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert (answer.json()["status"], answer.json()["code"]) == ("OM400", "unauthenticated")
+    assert vendor.world.calls.all() == []
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "Bearer "])
+async def test_the_scheme_may_be_written_in_any_case(shared: Replica, scheme: str) -> None:
+    answer = await shared.client.get("/v1/providers", headers={"Authorization": f"{scheme} {SANDBOX_API_KEY}"})
+    assert answer.status_code == 200
+
+
+async def test_a_session_token_opens_no_sessions_and_makes_no_tokens(shared: Replica) -> None:
+    walk = await shared.walk().open()
+    for path in ("/v1/sessions", f"{walk.path}/tokens"):
+        refused = await shared.client.post(path, headers=walk.headers)
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        assert refused.json()["status"] == "OM400"
+
+
+async def test_an_api_key_takes_no_steps(shared: Replica, vendor: SandboxServer) -> None:
+    walk = await shared.walk().open()
+    for session_id in (walk.id, UNKNOWN):
+        for method, path, body in STEPS:
+            url = f"/v1/sessions/{session_id}{path}"
+            refused = await shared.client.request(method, url, headers=walk.server_headers, json=body)
+            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), (method, path)
+    assert vendor.world.calls.all() == []
+
+
+async def test_somebody_elses_session_looks_unknown_byte_for_byte(shared: Replica, vendor: SandboxServer) -> None:
+    mine, theirs = shared.walk(), shared.walk()
+    await theirs.ready("user_quick")
+    await mine.open()
+    vendor.world.calls.clear()
+    for method, path, body in SESSION_CALLS:
+        answers = [
+            await _as(mine, method, f"/v1/sessions/{session_id}{path}", body) for session_id in (theirs.id, UNKNOWN)
+        ]
+        foreign, unknown = (_without_request_id(answer) for answer in answers)
+        assert answers[0].status_code == 404, (method, path)
+        assert foreign == unknown
+    assert vendor.world.calls.all() == []
+    assert (await theirs.show()).json()["session"]["state"] == "open"
+
+
+async def test_somebody_elses_validation_looks_unknown(shared: Replica) -> None:
+    mine, theirs = await shared.walk().open(), await shared.walk().open()
+    validation = (await theirs.validate("user_quick")).json()["validation"]
+    for method in ("GET", "DELETE"):
+        foreign = await _as(mine, method, f"{mine.path}/validations/{validation['id']}", None)
+        unknown = await _as(mine, method, f"{mine.path}/validations/val_0", None)
+        assert foreign.status_code == 404
+        assert _without_request_id(foreign) == _without_request_id(unknown)
+
+
+@pytest.mark.parametrize(
+    "session_id",
+    [
+        "..",
+        "%2e%2e",
+        "%252e%252e",
+        "a%3Fadmin=1",
+        "a%23x",
+        "%0d%0aX:1",
+        "ses_",
+        "ses_" + "g" * 32,
+        "*",
+        "%7Bx%7D",
+        f"{UNKNOWN}%00",
+        f"{UNKNOWN}%0a",
+        "x" * 4000,
+    ],
+)
+async def test_ids_of_another_form_are_not_found(shared: Replica, vendor: SandboxServer, session_id: str) -> None:
+    walk = await shared.walk().open()
+    vendor.world.calls.clear()
+    for path in (f"/v1/sessions/{session_id}", f"{walk.path}/validations/{session_id}"):
+        for headers in (walk.headers, walk.server_headers):
+            status, body = await _raw_get(shared.url, path, headers)
+            assert status in ({403, 404} if "/validations/" in path else {404}), path
+            assert body["status"] == "OM400"
+    assert vendor.world.calls.all() == []
+
+
+async def test_a_new_token_kills_the_old_one(shared: Replica) -> None:
+    walk = await shared.walk().open()
+    old = walk.token
+    replaced = await shared.client.post(f"{walk.path}/tokens", headers=walk.server_headers)
+    assert replaced.status_code == 201
+    walk.token = replaced.json()["session"]["token"]
+    assert (await walk.show()).status_code == 200
+    walk.token = old
+    assert (await walk.show()).status_code == 401
+
+
+async def test_a_token_is_stored_as_its_sha_256_alone(replica: Replica, valkey: str, prefix: str) -> None:
+    walk = await replica.walk().open()
+    async with Redis.from_url(valkey, decode_responses=True) as redis:
+        stored = await redis.hgetall(f"{prefix}:{{s:{walk.id}}}")
+    assert stored["token"] == hashlib.sha256(walk.token.encode()).hexdigest()
+    assert walk.token not in str(stored)
+    assert walk.token.rsplit("_", 1)[1] not in str(stored)
+
+
+async def test_a_session_may_be_read_300_times_a_minute(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert access.READS_PER_WINDOW == 300
+    monkeypatch.setattr(access, "READS_PER_WINDOW", 5)
+    walk = await shared.walk().open()
+    answers = [await walk.show() for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [200] * 5 + [429]
+    refused = answers[-1]
+    assert (refused.json()["code"], refused.json()["retryable"]) == ("rate_limited", True)
+    left = int(refused.headers["Retry-After"])
+    assert 1 <= left <= 60
+    assert refused.headers["RateLimit-Policy"] == '"session";q=5;w=60'
+    assert refused.headers["RateLimit"] == f'"session";r=0;t={left}'
+    # Another session and the host's server are not touched by it.
+    assert (await (await shared.walk().open()).show()).status_code == 200
+    assert (await walk.show(by_server=True)).status_code == 200
+
+
+async def test_who_knows_only_the_id_cannot_use_up_its_reads(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "READS_PER_WINDOW", 5)
+    walk = await shared.walk().open()
+    forged = Walk(shared.client, api_key="")
+    forged.id, forged.token = walk.id, walk.token[:-4] + "AAAA"
+    for _ in range(8):
+        assert (await forged.show()).status_code == 401
+    assert (await walk.show()).status_code == 200
+
+
+async def _as(walk: Walk, method: str, path: str, body: object) -> httpx.Response:
+    return await walk.client.request(method, path, headers=walk.headers, json=body)
+
+
+async def _raw_get(url: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """A GET whose path is sent as it is written; clients resolve dots by themselves."""
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    lines = [
+        f"GET {path} HTTP/1.1",
+        "Host: test",
+        "Connection: close",
+        *(f"{name}: {headers[name]}" for name in headers),
+    ]
+    writer.write("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    return int(head.split(b" ", 2)[1]), json.loads(body)
+
+
+def _without_request_id(answer: httpx.Response) -> tuple[int, dict[str, str], bytes]:
+    request_id = answer.headers["X-Request-Id"]
+    headers = {name: value for name, value in answer.headers.items() if name not in {"date", "x-request-id"}}
+    return answer.status_code, headers, answer.content.replace(request_id.encode(), b"")

@@ -1,0 +1,239 @@
+"""One upstream token for everybody: fetched once, refreshed ahead, healed once, never used past its end."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from service.clock import Millis
+from service.errors import UpstreamError
+from service.link.token import TokenSource
+from service.sandbox.server import SandboxServer
+from service.settings import SANDBOX_API_KEY, Settings
+from service.stores.connection import Store
+from service.stores.keys import Keys
+from service.stores.sealing import KeyRing
+from service.stores.tokens import TokenStore, UpstreamToken
+from tests.conftest import MovableClock, Replica, make_settings, running_replica
+from tests.processes import eventually, serving
+
+HEADERS = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
+
+
+async def open_sessions(clients: list[httpx.AsyncClient], count: int) -> list[httpx.Response]:
+    calls = (clients[number % len(clients)].post("/v1/sessions", headers=HEADERS, json={}) for number in range(count))
+    return await asyncio.gather(*calls)
+
+
+def fetches(upstream: SandboxServer) -> int:
+    return len(upstream.world.calls.all("token"))
+
+
+def source(replica: Replica) -> TokenSource:
+    found: TokenSource = replica.app.state.steps.sessions._tokens
+    return found
+
+
+@pytest.fixture
+async def store(valkey: str) -> AsyncIterator[Store]:
+    async with Store(SecretStr(valkey), command_seconds=1) as opened:
+        yield opened
+
+
+def a_token(version: str, *, expires: int = 10**15) -> UpstreamToken:
+    return UpstreamToken(version, "acc", SecretStr(f"value-{version}"), Millis(expires), Millis(expires))
+
+
+async def test_500_cold_callers_on_three_replicas_cause_one_fetch(
+    replicas: list[Replica], upstream: SandboxServer
+) -> None:
+    upstream.world.faults.add("token", "delay", value=0.3)
+    tokens = await asyncio.gather(*(source(replicas[number % 3]).get() for number in range(500)))
+    assert len({each.version for each in tokens}) == 1
+    assert fetches(upstream) == 1
+
+
+async def test_500_cold_callers_on_three_processes_cause_one_fetch(settings: Settings, upstream: SandboxServer) -> None:
+    upstream.world.faults.add("token", "delay", value=0.3)
+    async with AsyncExitStack() as stack:
+        processes = await asyncio.gather(*(stack.enter_async_context(serving(settings)) for _ in range(3)))
+        answers = await open_sessions([each.client for each in processes], 500)
+    assert {each.status_code for each in answers} == {201}
+    assert fetches(upstream) == 1
+
+
+async def test_a_caller_who_leaves_does_not_take_the_fetch_along(replica: Replica, upstream: SandboxServer) -> None:
+    upstream.world.faults.add("token", "delay", value=0.3)
+    tokens = source(replica)
+    leader = asyncio.create_task(tokens.get())
+    await eventually(lambda: fetches(upstream))
+    others = [asyncio.create_task(tokens.get()) for _ in range(20)]
+    leader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leader
+    assert len({token.version for token in await asyncio.gather(*others)}) == 1
+    assert fetches(upstream) == 1
+
+
+async def test_it_is_refreshed_in_the_background_at_80_percent_of_its_life(
+    replicas: list[Replica], upstream: SandboxServer, clock: MovableClock
+) -> None:
+    first = await source(replicas[0]).get()
+    clock.forward(2870)
+    assert await source(replicas[0]).get() == first
+    assert fetches(upstream) == 1
+    clock.forward(20)
+    upstream.world.faults.add("token", "delay", value=0.2)
+    used = await asyncio.gather(*(source(replicas[0]).get() for _ in range(50)))
+    assert {each.version for each in used} == {first.version}  # nobody waits
+    held = source(replicas[0])
+    await eventually(lambda: held._token is not None and held._token.version != first.version)
+    assert fetches(upstream) == 2
+    others = await asyncio.gather(*(source(each).get() for each in replicas))
+    assert len({each.version for each in others}) == 1
+    assert fetches(upstream) == 2
+
+
+async def test_it_is_not_used_past_its_end(replica: Replica, upstream: SandboxServer, clock: MovableClock) -> None:
+    upstream.world.settings.token_lifetime = 600
+    first = await source(replica).get()
+    clock.forward(601)
+    upstream.world.faults.add("token", "status", value=500, times=2)
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await source(replica).get()
+    assert (await source(replica).get()).version != first.version
+
+
+async def test_an_hour_is_the_most_whatever_it_claims(
+    replica: Replica, upstream: SandboxServer, clock: MovableClock
+) -> None:
+    before = clock.now()
+    token = await source(replica).get()  # claims 24 h
+    assert before + 3_600_000 <= token.expires_at <= clock.now() + 3_600_000
+    clock.forward(3601)
+    assert (await source(replica).get()).version != token.version
+    assert fetches(upstream) == 2
+
+
+async def test_revoking_all_tokens_under_load_costs_one_fetch_and_no_call(
+    replicas: list[Replica], upstream: SandboxServer
+) -> None:
+    walks = [await each.walk().open() for each in replicas for _ in range(2)]
+    for walk in walks:
+        assert (await walk.validate("user_quick")).json()["validation"]["state"] == "succeeded"
+    before = fetches(upstream)
+    upstream.world.calls.clear()
+
+    async def read(walk: Any, times: int) -> list[httpx.Response]:
+        return [await walk.accounts(**{"Cache-Control": "no-cache"}) for _ in range(times)]
+
+    for revocations in range(1, 4):
+        running = [asyncio.create_task(read(walk, 12)) for walk in walks]
+        calls = len(upstream.world.calls.all("account"))
+        await eventually(lambda: len(upstream.world.calls.all("account")) >= calls + 6)  # noqa: B023 -- awaited here
+        upstream.world.tokens.revoke_all()
+        answers = [each for answered in await asyncio.gather(*running) for each in answered]
+        assert {each.status_code for each in answers} == {200}
+        assert fetches(upstream) <= revocations
+    assert before == 1
+    assert fetches(upstream) == 3
+
+
+async def test_a_refused_token_is_not_taken_from_redis_again(replica: Replica, upstream: SandboxServer) -> None:
+    """Another caller's look at Redis may have been under way when it was dropped there."""
+    tokens = source(replica)
+    old = await tokens.get()
+    await tokens.drop(old)
+    await tokens._store.write(old, now=Millis(0))
+    assert (await tokens.get()).version != old.version
+    assert fetches(upstream) == 2
+
+
+async def test_a_newer_token_is_never_dropped(store: Store, prefix: str) -> None:
+    tokens = TokenStore(store=store, keys=Keys(prefix, "default"), key_ring=KeyRing({"a": b"1" * 32}))
+    await tokens.write(a_token("new"), now=Millis(0))
+    await tokens.drop(a_token("old"))
+    found = await tokens.read()
+    assert found is not None
+    assert found.version == "new"
+    await tokens.drop(found)
+    assert await tokens.read() is None
+
+
+async def test_the_vendors_401_to_our_credentials_is_om410_and_makes_no_session(
+    replica: Replica, upstream: SandboxServer, store: Store, prefix: str
+) -> None:
+    upstream.world.faults.add("token", "status", value=401, times=None)
+    answer = await replica.client.post("/v1/sessions", headers=HEADERS, json={})
+    assert answer.status_code == 502
+    body = answer.json()
+    assert (body["status"], body["code"]) == ("OM410", "upstream_credentials_rejected")
+    assert body["message"] == "Rejected: Incorrect secret or client id"
+    assert body["retryable"] is False
+    assert "session" not in body
+    keys = [key async for key in store._client.scan_iter(match=f"{prefix}:*s:*")]
+    assert keys == []
+
+
+async def test_a_401_that_stays_ends_after_one_repetition(replica: Replica, upstream: SandboxServer) -> None:
+    upstream.world.faults.add("companies", "status", value=401, times=None)
+    answer = await replica.client.get("/v1/providers", headers=HEADERS)
+    assert (answer.status_code, answer.json()["code"]) == (502, "upstream_credentials_rejected")
+    assert len(upstream.world.calls.all("companies")) == 2
+    assert fetches(upstream) == 2
+
+
+async def test_redis_cannot_read_it(replica: Replica, upstream: SandboxServer, store: Store, prefix: str) -> None:
+    token = await source(replica).get()
+    stored = await store.hash(Keys(prefix, "default").token)
+    assert token.value.get_secret_value() not in str(stored)
+    assert token.value.get_secret_value() not in repr(token)
+    sealed = base64.b64decode(stored["sealed"].partition(".")[2])
+    assert token.value.get_secret_value().encode() not in sealed
+    assert fetches(upstream) == 1
+
+
+def ring(**keys: bytes) -> dict[str, SecretStr]:
+    return {name: SecretStr(base64.b64encode(key * 32).decode()) for name, key in keys.items()}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [(ring(new=b"n", old=b"o"), 1), (ring(new=b"n"), 2), (ring(old=b"x"), 2)],
+    ids=["rotated", "unknown", "same name, another key"],
+)
+async def test_a_key_of_the_ring_opens_it_and_without_one_it_is_fetched_anew(
+    valkey: str, upstream: SandboxServer, prefix: str, keys: dict[str, SecretStr], expected: int
+) -> None:
+    async with running_replica(make_settings(valkey, upstream.url, prefix, encryption_keys=ring(old=b"o"))) as old:
+        await source(old).get()
+    async with running_replica(make_settings(valkey, upstream.url, prefix, encryption_keys=keys)) as new:
+        answer = await new.client.post("/v1/sessions", headers=HEADERS, json={})
+        assert answer.status_code == 201
+    assert fetches(upstream) == expected
+
+
+async def test_while_the_token_endpoint_is_down_the_token_still_serves_and_the_endpoint_is_left_alone(
+    replica: Replica, upstream: SandboxServer, clock: MovableClock
+) -> None:
+    first = await source(replica).get()
+    clock.forward(3000)
+    upstream.world.faults.add("token", "status", value=503, times=None)
+    for _ in range(20):
+        answers = await open_sessions([replica.client], 5)
+        assert {each.status_code for each in answers} == {201}
+    assert (await source(replica).get()).version == first.version
+    assert fetches(upstream) == 2  # the first, and one that failed; the next waits a few seconds
+
+
+async def test_it_serves_replicas_that_start_later(settings: Settings, upstream: SandboxServer) -> None:
+    for _ in range(3):
+        async with running_replica(settings) as replica:
+            assert (await replica.client.get("/v1/providers", headers=HEADERS)).status_code == 200
+    assert fetches(upstream) == 1

@@ -1,0 +1,156 @@
+"""Whatever the vendor does, credentials are sent once, and a running validation survives what passes."""
+
+import asyncio
+
+import pytest
+
+from service.link.validate import Validations
+from service.sandbox.faults import Kind
+from service.sandbox.server import SandboxServer
+from service.stores.records import ValidationRecord
+from tests.conftest import MovableClock, Replica
+from tests.processes import eventually
+from tests.walk import PASSWORD
+
+MIB = 2**20
+"""As much as is read of an answer."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "after", "reason", "status"),
+    [
+        ("hang", None, False, "outcome_unknown", "OM500"),
+        ("hang", None, True, "outcome_unknown", "OM500"),
+        ("reset", None, False, "outcome_unknown", "OM500"),
+        ("reset", None, True, "outcome_unknown", "OM500"),
+        ("truncate", 60, True, "outcome_unknown", "OM500"),
+        ("drip", 0.2, True, "outcome_unknown", "OM500"),
+        ("status", 500, False, "utility_unavailable", "OM500"),
+        ("status", 503, True, "utility_unavailable", "OM500"),
+        ("status", 400, False, "utility_unavailable", "OM500"),
+        ("status", 307, False, "utility_unavailable", "OM500"),
+        ("malformed", None, True, "upstream_malformed", "OM500"),
+        ("html", None, True, "upstream_malformed", "OM500"),
+        ("huge", 2 * MIB, True, "upstream_malformed", "OM500"),
+        ("gzip_bomb", 2 * MIB, True, "upstream_malformed", "OM500"),
+    ],
+)
+async def test_credentials_are_sent_once_whatever_the_answer(
+    shared: Replica,
+    vendor: SandboxServer,
+    *,
+    kind: Kind,
+    value: float | None,
+    after: bool,
+    reason: str,
+    status: str,
+) -> None:
+    walk = await shared.walk().open()
+    vendor.world.faults.add("jobs", kind, value=value, after=after)
+    answer = await walk.validate("user_quick", wait=5)
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["status"], answer.json()["code"]) == (status, reason)
+    assert (answer.json()["validation"]["state"], answer.json()["validation"]["reason"]) == ("failed", reason)
+    assert answer.json()["message"] == "Rejected: Internal server error"
+    assert len(vendor.world.calls.all("jobs")) == 1
+    # The person may decide to try again.
+    assert (await walk.validate("user_quick")).json()["validation"]["state"] == "succeeded"
+
+
+async def test_credentials_answered_with_401_are_sent_once_more_with_a_new_token(
+    replica: Replica, upstream: SandboxServer
+) -> None:
+    walk = await replica.walk().open()
+    await replica.client.get("/v1/providers", headers=walk.headers)
+    upstream.world.tokens.revoke_all()
+    assert (await walk.validate("user_quick")).json()["validation"]["state"] == "succeeded"
+    first, second = upstream.world.calls.all("jobs")
+    assert (first.status, second.status) == (401, 201)
+    assert first.headers["authorization"] != second.headers["authorization"]
+
+
+async def test_credentials_answered_with_401_twice_are_given_up(replica: Replica, upstream: SandboxServer) -> None:
+    walk = await replica.walk().open()
+    upstream.world.faults.add("jobs", "status", value=401, times=None)
+    answer = (await walk.validate("user_quick")).json()
+    assert (answer["status"], answer["message"]) == ("OM410", "Rejected: Incorrect secret or client id")
+    assert answer["validation"]["reason"] == "upstream_credentials_rejected"
+    assert len(upstream.world.calls.all("jobs")) == 2
+
+
+async def test_a_caller_who_leaves_does_not_stop_the_call(shared: Replica, vendor: SandboxServer) -> None:
+    walk = await shared.walk().open()
+    vendor.world.faults.add("jobs", "delay", value=0.3)
+    leaving = asyncio.create_task(walk.validate("user_quick"))
+    await eventually(lambda: vendor.world.calls.all("jobs"))
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    [validation] = (await walk.show()).json()["session"]["validations"]
+    finished = (await walk.validation(validation["id"], wait=20)).json()["validation"]
+    assert finished["state"] == "succeeded"
+    assert len(vendor.world.calls.all("jobs")) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("status", 500),
+        ("status", 429),
+        ("status", 408),
+        ("html", None),
+        ("truncate", None),
+        ("huge", 2 * MIB),
+        ("malformed", None),
+        ("gzip_bomb", 2 * MIB),
+        ("reset", None),
+        ("hang", None),
+    ],
+)
+async def test_polls_that_fail_are_survived(
+    shared: Replica, vendor: SandboxServer, kind: Kind, value: float | None
+) -> None:
+    walk = await shared.walk().open()
+    vendor.world.faults.add("job", kind, value=value, times=2)
+    answer = await walk.validate("user_quick")
+    assert answer.json()["validation"]["state"] == "succeeded"
+    assert len(vendor.world.calls.all("job")) == 3
+
+
+@pytest.mark.parametrize("status", [404, 400, 403])
+async def test_a_poll_that_is_clearly_refused_ends_the_validation(
+    shared: Replica, vendor: SandboxServer, status: int
+) -> None:
+    walk = await shared.walk().open()
+    vendor.world.faults.add("job", "status", value=status)
+    answer = (await walk.validate("user_quick")).json()
+    assert (answer["status"], answer["validation"]["reason"]) == ("OM500", "utility_unavailable")
+    assert len(vendor.world.calls.all("job")) == 1
+
+
+async def test_a_validation_without_token_ends_and_sends_nothing(
+    replica: Replica, upstream: SandboxServer, clock: MovableClock
+) -> None:
+    walk = await replica.walk().open(ttlSeconds=4 * 3600)
+    await replica.client.get("/v1/providers", headers=walk.headers)
+    clock.forward(3601)
+    upstream.world.faults.add("token", "status", value=401, times=None)
+    answer = (await walk.validate("user_good", PASSWORD)).json()
+    assert answer["validation"]["reason"] == "upstream_credentials_rejected"
+    assert upstream.world.calls.all("jobs") == []
+
+
+async def test_what_the_vendor_takes_to_accept_a_job_counts_as_waiting(
+    shared: Replica, vendor: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = await shared.walk().open()
+    validations = shared.app.state.steps.validations
+    waited: list[float] = []
+
+    async def wait(session_id: str, validation_id: str, seconds: float) -> ValidationRecord:
+        waited.append(seconds)
+        return await Validations.find(validations, session_id, validation_id)
+
+    monkeypatch.setattr(validations, "wait", wait)
+    vendor.world.faults.add("jobs", "delay", value=0.2)
+    await walk.validate("user_never", wait=25)
+    assert waited[0] <= 24.8

@@ -1,0 +1,177 @@
+"""One poller per job, however many wait for it on however many instances, and whatever becomes of that one."""
+
+import asyncio
+import itertools
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from service.errors import StoreUnavailable
+from service.link import validate
+from service.sandbox.server import SandboxServer
+from service.settings import Settings
+from service.stores import notices
+from tests.conftest import Replica, make_settings, running_replica
+from tests.processes import eventually, serving
+
+HANG_GUARD_SECONDS = 10
+
+
+@pytest.fixture
+def _only_notices_wake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "_LOOK_AGAIN_SECONDS", 60.0)
+
+
+def polls(upstream: SandboxServer) -> Counter[str]:
+    return Counter(call.path for call in upstream.world.calls.all("job"))
+
+
+async def test_two_hundred_who_wait_cost_as_much_as_one(replicas: list[Replica], upstream: SandboxServer) -> None:
+    async def poll_count(waiters: int) -> int:
+        walk = await replicas[0].walk().open()
+        started = (await walk.validate("user_slow", wait=None)).json()["validation"]
+        answers = await asyncio.gather(
+            *(walk.at(replicas[number % 3].client).validation(started["id"], wait=25) for number in range(waiters))
+        )
+        assert {answer.json()["validation"]["state"] for answer in answers} == {"succeeded"}
+        return list(polls(upstream).values())[-1]
+
+    alone = await poll_count(1)
+    assert await poll_count(200) <= alone + 2
+    for path in polls(upstream):
+        asked_at = [call.time for call in upstream.world.calls.all("job") if call.path == path]
+        # One poller pauses for 0.05 s, less its jitter, after each answer; two would come closer together.
+        assert min(later - earlier for earlier, later in itertools.pairwise(asked_at)) >= 0.04
+    assert len(upstream.world.calls.all("account")) == 2
+
+
+@pytest.mark.usefixtures("_only_notices_wake")
+async def test_a_waiter_elsewhere_is_woken_by_notice(replicas: list[Replica], upstream: SandboxServer) -> None:
+    walk = await replicas[0].walk().open()
+    started = (await walk.validate("user_never", wait=None)).json()["validation"]
+    waiting = asyncio.create_task(walk.at(replicas[1].client).validation(started["id"], wait=25))
+    job = (await eventually(lambda: list(polls(upstream))))[0]
+    upstream.world.finish(job.rsplit("/", 1)[1], "success")
+    async with asyncio.timeout(HANG_GUARD_SECONDS):
+        assert (await waiting).json()["validation"]["state"] == "succeeded"
+
+
+@pytest.mark.usefixtures("_only_notices_wake")
+async def test_a_lost_subscription_strands_nobody(
+    settings: Settings, valkey: str, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncExitStack() as stack:
+        starter, other = [await stack.enter_async_context(running_replica(settings)) for _ in range(2)]
+        walk = await starter.walk().open()
+        started = (await walk.validate("user_never", wait=None)).json()["validation"]
+        waiting = asyncio.create_task(walk.at(other.client).validation(started["id"], wait=25))
+        job = (await eventually(lambda: list(polls(upstream))))[0]
+        monkeypatch.setattr(notices, "_RECONNECT_SECONDS", 0.05)
+        redis: Any = await stack.enter_async_context(Redis.from_url(valkey))
+        assert await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub") >= 2
+        upstream.world.finish(job.rsplit("/", 1)[1], "success")
+        async with asyncio.timeout(HANG_GUARD_SECONDS):
+            assert (await waiting).json()["validation"]["state"] == "succeeded"
+
+
+async def test_draining_lets_those_who_wait_go(replica: Replica) -> None:
+    walk = await replica.walk().open()
+    started = (await walk.validate("user_never", wait=None)).json()["validation"]
+    waiting = asyncio.create_task(walk.validation(started["id"], wait=25))
+    await eventually(lambda: replica.app.state.steps.validations._notices._watches.get(walk.id))
+    replica.app.state.steps.validations.drain()
+    async with asyncio.timeout(HANG_GUARD_SECONDS):
+        assert (await waiting).json()["validation"]["state"] == "pending"
+
+
+async def test_a_stopping_instance_hands_its_jobs_over_at_once(
+    valkey: str, upstream: SandboxServer, prefix: str
+) -> None:
+    # A lease of a minute: nobody gets the job in this test unless it is handed over.
+    settings = make_settings(valkey, upstream.url, prefix, poll_lease_seconds=60)
+    async with running_replica(settings) as staying:
+        async with running_replica(settings) as leaving:
+            walk = await leaving.walk().open()
+            started = (await walk.validate("user_never", wait=None)).json()["validation"]
+            job = (await eventually(lambda: list(polls(upstream))))[0]
+        upstream.world.calls.clear()
+        upstream.world.finish(job.rsplit("/", 1)[1], "success")
+        async with asyncio.timeout(HANG_GUARD_SECONDS):
+            finished = await walk.at(staying.client).validation(started["id"], wait=25)
+        assert finished.json()["validation"]["state"] == "succeeded"
+
+
+async def test_a_stopping_instance_waits_for_the_answer_to_credentials_that_it_has_sent(
+    settings: Settings, upstream: SandboxServer
+) -> None:
+    async with running_replica(settings) as staying, running_replica(settings) as leaving:
+        walk = await leaving.walk().open()
+        await leaving.client.get("/v1/providers", headers=walk.headers)
+        # Longer than the lease: it has to be renewed meanwhile.
+        upstream.world.faults.add("jobs", "delay", value=1.5)
+        starting = asyncio.create_task(walk.validate("user_quick", wait=None))
+        await eventually(lambda: upstream.world.calls.all("jobs"))
+        await leaving.app.state.steps.validations._watchers.release()
+        validation = (await starting).json()["validation"]
+        finished = (await walk.at(staying.client).validation(validation["id"], wait=25)).json()["validation"]
+        assert finished["state"] == "succeeded"
+        assert len(upstream.world.calls.all("jobs")) == 1
+
+
+async def test_the_answer_arrives_though_the_polling_process_was_killed(
+    settings: Settings, upstream: SandboxServer
+) -> None:
+    async with running_replica(settings) as staying, serving(settings) as doomed:
+        walk = await doomed.walk().open()
+        started = (await walk.validate("user_never", wait=None)).json()["validation"]
+        job = (await eventually(lambda: list(polls(upstream))))[0]
+        waiting = asyncio.create_task(walk.at(staying.client).validation(started["id"], wait=25))
+        doomed.kill()
+        upstream.world.calls.clear()
+        upstream.world.finish(job.rsplit("/", 1)[1], "success")
+        assert (await waiting).json()["validation"]["state"] == "succeeded"
+        assert len(await walk.at(staying.client).account_ids()) == 2
+        assert upstream.world.calls.all("jobs") == []
+
+
+async def test_credentials_whose_process_was_killed_are_interrupted_and_not_sent_again(
+    settings: Settings, upstream: SandboxServer
+) -> None:
+    async with running_replica(settings) as staying, serving(settings) as doomed:
+        walk = await doomed.walk().open()
+        upstream.world.faults.add("jobs", "hang")
+        starting = asyncio.create_task(walk.validate("user_quick"))
+        await eventually(lambda: upstream.world.calls.all("jobs"))
+        doomed.kill()
+        await asyncio.gather(starting, return_exceptions=True)
+        walk = walk.at(staying.client)
+        [pending] = (await walk.show()).json()["session"]["validations"]
+        finished = (await walk.validation(pending["id"], wait=25)).json()
+        assert (finished["status"], finished["code"]) == ("OM500", "interrupted")
+        assert finished["validation"]["state"] == "failed"
+        assert len(upstream.world.calls.all("jobs")) == 1
+        # Only the person can send the password again.
+        assert (await walk.validate("user_quick")).json()["validation"]["state"] == "succeeded"
+
+
+async def test_a_validation_whose_record_got_no_reply_is_not_pending_for_minutes(
+    replica: Replica, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = await replica.walk().open()
+    sessions = replica.app.state.steps.validations._sessions
+    add = sessions.add_validation
+
+    async def add_without_reply(*args: Any, **options: Any) -> None:
+        await add(*args, **options)
+        raise StoreUnavailable
+
+    monkeypatch.setattr(sessions, "add_validation", add_without_reply)
+    refused = await walk.validate()
+    assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+    [written] = (await walk.show()).json()["session"]["validations"]
+    finished = (await walk.validation(written["id"], wait=20)).json()["validation"]
+    assert finished["reason"] == "interrupted"
+    assert upstream.world.calls.all("jobs") == []

@@ -1,0 +1,108 @@
+"""The service as processes of their own, for tests that kill them."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import httpx
+
+from service.clock import SYSTEM_CLOCK
+from service.settings import SANDBOX_API_KEY, Settings
+from tests.walk import Walk
+
+__all__ = ["ServiceProcess", "eventually", "serving"]
+
+_ROOT: Final = Path(__file__).parent.parent
+_START_SECONDS: Final = 30.0
+_T = TypeVar("_T")
+
+
+async def eventually(look: Callable[[], _T | None], *, seconds: float = 20.0) -> _T:
+    """What `look` returns once that is something; for what happens in another thread or process."""
+    give_up = SYSTEM_CLOCK.monotonic() + seconds
+    while not (found := look()):
+        assert SYSTEM_CLOCK.monotonic() < give_up, "it never happened"
+        await asyncio.sleep(0.005)
+    return found
+
+
+class ServiceProcess:
+    """One `omniconnect-bff serve`, and a client to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
+        self.process = process
+        self.client = client
+
+    def walk(self) -> Walk:
+        """A person's walk through the steps, at this process."""
+        return Walk(self.client, api_key=SANDBOX_API_KEY)
+
+    def kill(self) -> None:
+        """End it without a chance to tidy up."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        self.process.send_signal(signal.SIGTERM)
+
+
+@asynccontextmanager
+async def serving(settings: Settings, **environ: str) -> AsyncIterator[ServiceProcess]:
+    """The service in a process of its own, once it is ready. `environ` adds settings by their variables' names."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    with _spawned({**_environ(settings), "OMNICONNECT_PORT": str(port), **environ}) as process:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=40, trust_env=False) as client:
+            await _ready(process, client)
+            yield ServiceProcess(process, client)
+
+
+def _environ(settings: Settings) -> dict[str, str]:
+    keys = ",".join(f"{name}:{key.get_secret_value()}" for name, key in settings.encryption_keys.items())
+    given = {
+        "SANDBOX": str(settings.sandbox).lower(),
+        "CLIENT_ID": settings.client_id,
+        "SECRET": settings.secret.get_secret_value(),
+        "UPSTREAM_URL": settings.upstream_url,
+        "REDIS_URL": settings.redis_url.get_secret_value() if settings.redis_url else "",
+        "REDIS_PREFIX": settings.redis_prefix,
+        "REDIS_TIMEOUT": str(settings.redis_timeout),
+        "ENCRYPTION_KEYS": keys,
+        "POLL_SECONDS": str(settings.poll_seconds),
+        "POLL_LEASE_SECONDS": str(settings.poll_lease_seconds),
+        "DRAIN_SECONDS": str(settings.drain_seconds),
+        "LOG_LEVEL": settings.log_level,
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OMNICONNECT_")}
+    return inherited | {f"OMNICONNECT_{name}": value for name, value in given.items()}
+
+
+@contextmanager
+def _spawned(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "service", "serve"]
+    with subprocess.Popen(command, cwd=_ROOT, env=dict(environ), stderr=subprocess.DEVNULL) as process:  # noqa: S603 -- our own
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def _ready(process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
+    give_up = SYSTEM_CLOCK.monotonic() + _START_SECONDS
+    while True:
+        assert process.poll() is None, f"the service ended with {process.returncode}"
+        assert SYSTEM_CLOCK.monotonic() < give_up, "the service did not become ready"
+        try:
+            if (await client.get("/readyz")).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(0.02)

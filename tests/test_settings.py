@@ -1,0 +1,266 @@
+"""Settings: what is wrong stops the start, all of it told at once, in words, and never with a value."""
+
+import asyncio
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.settings import (
+    SANDBOX_API_KEY_SHA256,
+    SANDBOX_CLIENT_ID,
+    SANDBOX_SECRET,
+    Settings,
+    SettingsError,
+    load_settings,
+)
+
+KEY = base64.b64encode(b"k" * 32).decode()
+REAL = {"CLIENT_ID": "5f0c1d2e3a", "SECRET": "a-real-secret-of-theirs"}
+SANDBOX = {
+    "SANDBOX": "true",
+    "CLIENT_ID": SANDBOX_CLIENT_ID,
+    "SECRET": SANDBOX_SECRET,
+    "UPSTREAM_URL": "http://127.0.0.1:8001/api",
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("OMNICONNECT_"):
+            monkeypatch.delenv(name)
+
+
+def faults(monkeypatch: pytest.MonkeyPatch, **values: str) -> list[str]:
+    for name, value in values.items():
+        monkeypatch.setenv(f"OMNICONNECT_{name}", value)
+    try:
+        load_settings()
+    except SettingsError as error:
+        return error.faults
+    return []
+
+
+def test_a_client_id_and_a_secret_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert faults(monkeypatch, **REAL) == []
+
+
+def test_the_sandbox_needs_its_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert faults(monkeypatch, **SANDBOX) == []
+
+
+def test_nothing_set_names_what_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert faults(monkeypatch) == ["OMNICONNECT_CLIENT_ID is required", "OMNICONNECT_SECRET is required"]
+
+
+def test_an_empty_value_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "OMNICONNECT_SECRET is required" in faults(monkeypatch, CLIENT_ID="x", SECRET="")
+
+
+ALL_WRONG = {
+    "CLIENT_ID": "5f0c1d2e3a",
+    "SECRET": "short",
+    "UPSTREAM_URL": "http://plain.example/api",
+    "CREDENTIALS_URL": "https://someone:canary-1@x.example",
+    "UPSTREAM_PROXY": "canary-2://user:canary-3@proxy",
+    "UPSTREAM_CA_FILE": "/canary-4/none.pem",
+    "REDIS_URL": "redis://:canary-5@host:canary-6/0",
+    "REDIS_PREFIX": "canary 7",
+    "REDIS_TIMEOUT": "canary-8",
+    "ENCRYPTION_KEYS": "a:canary-9",
+    "API_KEYS": f"host:{SANDBOX_API_KEY_SHA256}",
+    "PROVIDER_TABLE": '{"canary-10": {"signIn": "canary-11", "canary-12": 1}',
+    "PORT": "canary-13",
+    "WORKERS": "0",
+    "LOG_LEVEL": "canary-14",
+    "PUBLIC_URL": "canary-15",
+    "DATA_DIR": "/canary-16",
+    "PASSWORD": "canary-17",
+}
+
+
+def test_all_faults_are_told_at_once_and_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = faults(monkeypatch, **ALL_WRONG)
+    told = "\n".join(found)
+    assert "canary" not in told
+    for name in ALL_WRONG.keys() - {"CLIENT_ID", "API_KEYS", "PASSWORD"}:
+        assert sum(f"OMNICONNECT_{name}" in each for each in found) >= 1, f"{name} not in\n{told}"
+    assert "OMNICONNECT_PASSWORD is not a setting" in found
+    assert any("sandbox's API key" in each for each in found)
+
+
+def test_missing_ones_do_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = faults(monkeypatch, SANDBOX="true", UPSTREAM_URL="https://app.omnimetic.com/api", REDIS_URL="redis://h")
+    assert [each.split(" ")[0].rstrip(":") for each in found] == [
+        "OMNICONNECT_CLIENT_ID",
+        "OMNICONNECT_SECRET",
+        "OMNICONNECT_ENCRYPTION_KEYS",
+        "OMNICONNECT_UPSTREAM_URL",
+    ]
+
+
+@pytest.mark.parametrize("name", ["OMNICONNECT_CLIENTID", "omniconnect_client", "Omniconnect_Upstream"])
+def test_a_name_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "canary")
+    assert faults(monkeypatch, **REAL) == [f"{name} is not a setting"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"CLIENT_ID": SANDBOX_CLIENT_ID}, "work only with OMNICONNECT_SANDBOX"),
+        ({"SECRET": SANDBOX_SECRET}, "work only with OMNICONNECT_SANDBOX"),
+        ({"UPSTREAM_URL": "http://127.0.0.1:8001/api"}, "OMNICONNECT_UPSTREAM_URL must be https"),
+        ({"CREDENTIALS_URL": "http://127.0.0.1:8001/api"}, "OMNICONNECT_CREDENTIALS_URL must be https"),
+        ({"API_KEYS": f"mine:{SANDBOX_API_KEY_SHA256}"}, "API key works only with OMNICONNECT_SANDBOX"),
+    ],
+)
+def test_what_belongs_to_the_sandbox_is_refused_outside_it(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], hint: str
+) -> None:
+    found = faults(monkeypatch, **(REAL | changes))
+    assert len(found) == 1
+    assert hint in found[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"CLIENT_ID": "5f0c1d2e3a"},
+        {"SECRET": "a-real-secret-of-theirs"},
+        REAL,
+        {"UPSTREAM_URL": "https://app.omnimetic.com/api"},
+        {"UPSTREAM_URL": "http://api.omnimetic.com"},
+        {"UPSTREAM_URL": "http://API.OMNIMETIC.COM"},
+        {"UPSTREAM_URL": "https://127.0.0.1/api"},
+        {"CREDENTIALS_URL": "https://api.omnimetic.com"},
+    ],
+)
+def test_what_looks_real_is_refused_in_the_sandbox(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]) -> None:
+    found = faults(monkeypatch, **(SANDBOX | changes))
+    assert len(found) == 1
+    assert "OMNICONNECT_SANDBOX" in found[0]
+
+
+def test_the_sandbox_is_not_the_default_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_address = {name: value for name, value in SANDBOX.items() if name != "UPSTREAM_URL"}
+    assert any("UPSTREAM_URL looks real" in each for each in faults(monkeypatch, **without_address))
+
+
+def test_redis_needs_encryption_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "OMNICONNECT_ENCRYPTION_KEYS is required" in faults(monkeypatch, **REAL, REDIS_URL="redis://h")[0]
+    assert faults(monkeypatch, ENCRYPTION_KEYS=f"a:{KEY}") == []
+
+
+@pytest.mark.parametrize("keys", [f"a:{KEY},a:{KEY}", f"{KEY}", "a:", "a:AAAA", f"a b:{KEY}", f"a:{KEY},"])
+def test_encryption_keys_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    found = faults(monkeypatch, **REAL, REDIS_URL="redis://h", ENCRYPTION_KEYS=keys)
+    assert found
+    assert all(each.startswith("OMNICONNECT_ENCRYPTION_KEYS") for each in found)
+    assert KEY not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "redis://:pa%40ss@h:6379/2?health_check_interval=5",
+        "rediss://user:pass@h?ssl_cert_reqs=required",
+        "unix:///run/redis.sock?db=1",
+        "redis+cluster://h:7000",
+        "redis+sentinel://user:pass@a:26379,b/main/3",
+        "redis+sentinel://[::1]:26379/main",
+    ],
+)
+def test_addresses_of_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    assert faults(monkeypatch, **REAL, ENCRYPTION_KEYS=f"a:{KEY}", REDIS_URL=url) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "canary://h",
+        "redis:canary",
+        "redis://",
+        "redis://[canary",
+        "redis://h:canary",
+        "redis://h:99999999",
+        "redis://h?decode_responses=canary",
+        "redis+sentinel://canary",
+        "redis+sentinel:///main",
+        "redis+sentinel://a:canary,b/main",
+        "unix://",
+    ],
+)
+def test_addresses_that_lead_to_no_redis_are_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    found = faults(monkeypatch, **REAL, ENCRYPTION_KEYS=f"a:{KEY}", REDIS_URL=url)
+    assert len(found) == 1
+    assert found[0].startswith("OMNICONNECT_REDIS_URL ")
+    assert "canary" not in found[0]
+
+
+def test_a_certificate_file_must_hold_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    junk = tmp_path / "ca.pem"
+    junk.write_bytes(b"\xffjunk")
+    assert "UPSTREAM_CA_FILE" in faults(monkeypatch, **REAL, UPSTREAM_CA_FILE=str(junk))[0]
+
+
+@pytest.mark.parametrize("table", ["[]", "null", "{", '{"A": 1}', '{"A": {"nope": "canary"}}', '{"A":{"signIn":"x"}}'])
+def test_a_provider_table_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    found = faults(monkeypatch, **REAL, PROVIDER_TABLE=table)
+    assert found
+    assert all(each.startswith("OMNICONNECT_PROVIDER_TABLE") for each in found)
+    assert "canary" not in "".join(found)
+
+
+def test_a_provider_table_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNICONNECT_PROVIDER_TABLE", '{"Some Utility": {"jobType": "SomeLogin"}}')
+    assert faults(monkeypatch, **REAL) == []
+    assert load_settings().provider_table["Some Utility"].job_type == "SomeLogin"
+
+
+def test_no_way_to_print_settings_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "SECRET": "canary-a-secret",
+        "REDIS_URL": "redis://:canary-b@h",
+        "ENCRYPTION_KEYS": f"a:{KEY}",
+        "UPSTREAM_PROXY": "http://u:canary-c@proxy:1",
+    }
+    assert faults(monkeypatch, CLIENT_ID="some-id", **secrets) == []
+    settings = load_settings()
+    dumps = [repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json(), f"{settings!r:>5}"]
+    for dump in dumps:
+        assert "canary" not in dump
+        assert KEY not in dump
+
+
+def test_settings_cannot_be_changed_or_extended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert faults(monkeypatch, **REAL) == []
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.secret = settings.secret  # type: ignore[misc]
+    with pytest.raises(ValueError, match="extra_forbidden"):
+        Settings(client_id="x", secret="y", nonsense=1)  # type: ignore[call-arg,arg-type]
+
+
+async def test_serve_says_all_of_it_and_exits_with_2() -> None:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("OMNICONNECT_")}
+    wrong = {f"OMNICONNECT_{name}": value for name, value in ALL_WRONG.items()}
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "service", "serve"],
+        env=variables | wrong,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "canary" not in ended.stderr + ended.stdout
+    for name in ("SECRET", "PORT", "REDIS_URL", "PROVIDER_TABLE", "UPSTREAM_URL"):
+        assert f"OMNICONNECT_{name}" in ended.stderr

@@ -22,6 +22,7 @@ DEFAULT_UPSTREAM_URL: Final = "https://app.omnimetic.com/api"
 SANDBOX_CLIENT_ID: Final = "sandbox-client-id"
 SANDBOX_SECRET: Final = "sandbox-secret"  # noqa: S105 -- public by design
 SANDBOX_API_KEY: Final = "sandbox_api_key"
+SANDBOX_ENCRYPTION_KEY: Final = "c2FuZGJveCBvbmx5IC0gbm90IGEgc2VjcmV0ICAgICA="
 SANDBOX_API_KEY_SHA256: Final = "643d842f7d1580d2c5f9c30ca8dae4ae1c99452cfb8684eedcdac9259c7daa19"
 
 _AES_256_BYTES: Final = 32
@@ -206,6 +207,8 @@ class Settings(BaseSettings):
             return faults
         if self.client_id == SANDBOX_CLIENT_ID or secret == SANDBOX_SECRET:
             faults.append(f"the sandbox's client id and secret work only with {PREFIX}SANDBOX=true")
+        if SANDBOX_ENCRYPTION_KEY in {key.get_secret_value() for key in self.encryption_keys.values()}:
+            faults.append(f"the encryption key of docker-compose.yml works only with {PREFIX}SANDBOX=true")
         if SANDBOX_API_KEY_SHA256 in digests:
             faults.append(f"the sandbox's API key works only with {PREFIX}SANDBOX=true")
         if len(secret) < _LEAST_SECRET_CHARACTERS:

@@ -29,7 +29,9 @@ UPSTREAM_SECONDS: Final = Histogram(
 )
 UPSTREAM_DROPPED: Final = Counter("omniconnect_upstream_dropped", "Parts of vendor answers that were dropped", ["what"])
 STORE_FAILURES: Final = Counter("omniconnect_store_failures", "Redis commands that failed", ["reason"])
-RUNNING_JOBS: Final = Gauge("omniconnect_running_jobs", "Validations that this process polls")
+RUNNING_JOBS: Final = Gauge(
+    "omniconnect_running_jobs", "Validations that are being polled", multiprocess_mode="livesum"
+)
 
 _LONGEST_TEMPLATE: Final = 200
 

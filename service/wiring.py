@@ -179,7 +179,9 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         tasks=tasks,
         clock=clock,
     )
-    accounts = Accounts(client=client, tokens=tokens, sessions=sessions, keys=keys, key_ring=key_ring, tasks=tasks)
+    accounts = Accounts(
+        client=client, tokens=tokens, sessions=sessions, keys=keys, key_ring=key_ring, tasks=tasks, clock=clock
+    )
     cadence = Cadence(poll=settings.poll_seconds, lease=settings.poll_lease_seconds)
     watchers = Watchers(
         client=client,

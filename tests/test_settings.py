@@ -12,6 +12,7 @@ import pytest
 from service.settings import (
     SANDBOX_API_KEY_SHA256,
     SANDBOX_CLIENT_ID,
+    SANDBOX_ENCRYPTION_KEY,
     SANDBOX_SECRET,
     Settings,
     SettingsError,
@@ -117,6 +118,7 @@ def test_a_name_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch, n
         ({"UPSTREAM_URL": "http://127.0.0.1:8001/api"}, "OMNICONNECT_UPSTREAM_URL must be https"),
         ({"CREDENTIALS_URL": "http://127.0.0.1:8001/api"}, "OMNICONNECT_CREDENTIALS_URL must be https"),
         ({"API_KEYS": f"mine:{SANDBOX_API_KEY_SHA256}"}, "API key works only with OMNICONNECT_SANDBOX"),
+        ({"ENCRYPTION_KEYS": f"mine:{SANDBOX_ENCRYPTION_KEY}"}, "works only with OMNICONNECT_SANDBOX"),
     ],
 )
 def test_what_belongs_to_the_sandbox_is_refused_outside_it(

@@ -20,7 +20,7 @@ router: Final = make_router("/v1/sessions/{session_id}/service-accounts", "servi
     "",
     response_model=ServiceAccountsFound,
     response_model_exclude_unset=True,
-    responses=failures(401, 403, 404, 409, 429, 502, 503, 504),
+    responses=failures(401, 403, 404, 409, 410, 429, 502, 503, 504),
 )
 async def list_service_accounts(request: Request, session: OwnSession) -> Response:
     """Step 3: the service accounts behind all validations that succeeded; `Cache-Control: no-cache` reads again."""

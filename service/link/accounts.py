@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import orjson
 
+from service.clock import Clock
 from service.errors import ServiceError, StoreUnavailable, UpstreamTimeout, ValidationRequired
+from service.link.flow import Event, State, move, state_of
 from service.link.tasks import Tasks
 from service.link.token import TokenSource
 from service.stores.keys import Keys
@@ -48,6 +50,7 @@ class Accounts:
         keys: Keys,
         key_ring: KeyRing,
         tasks: Tasks,
+        clock: Clock,
     ) -> None:
         self._client = client
         self._tokens = tokens
@@ -55,22 +58,28 @@ class Accounts:
         self._keys = keys
         self._key_ring = key_ring
         self._tasks = tasks
+        self._clock = clock
         self._reading: dict[tuple[str, ...], asyncio.Task[dict[str, bytes]]] = {}
 
     async def list(self, session: SessionRecord, *, read_again: bool) -> FoundAccounts:
-        """All service accounts of all validations that succeeded.
+        """All service accounts of all validations that succeeded; once linked, only those that are known already.
 
         Raises:
+            SessionClosed, SessionExpired: The person has left.
             ValidationRequired: None has succeeded yet.
             ServiceError: The vendor failed while they were read (again).
         """
+        state = state_of(session, self._clock.now())
+        if state in {State.CLOSED, State.EXPIRED}:
+            move(state, Event.VALIDATE)
         succeeded = [each for each in session.validations if each.state == "succeeded"]
         if not succeeded:
             raise ValidationRequired
         wanted = _account_ids(succeeded)
-        known = {} if read_again else self._unseal(session, wanted)
+        ended = state is State.LINKED
+        known = self._unseal(session, wanted) if ended or not read_again else {}
         missing = [each for each in wanted if each not in known]
-        if missing:
+        if missing and not ended:
             known |= await self._read_shared(session, missing)
         return _merge(succeeded, known)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from service.errors import ServiceError
 from service.telemetry import log
@@ -10,6 +10,8 @@ from service.telemetry import log
 __all__ = ["Tasks"]
 
 _T = TypeVar("_T")
+_CANCEL_ROUNDS: Final = 5
+_CANCEL_SECONDS: Final = 1.0
 
 
 class Tasks:
@@ -34,10 +36,14 @@ class Tasks:
             log.error("task_broke", task=task.get_name(), exc_info=error)
 
     async def drain(self, seconds: float) -> None:
-        """Wait for what is under way, then cancel what is left."""
+        """Wait for what is under way, then cancel what is left, and what that has started in its turn."""
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=seconds)
-        left = tuple(self._tasks)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        for _ in range(_CANCEL_ROUNDS):
+            left = tuple(self._tasks)
+            if not left:
+                return
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=_CANCEL_SECONDS)
+        log.warning("tasks_left", tasks=len(self._tasks))

@@ -25,10 +25,6 @@ class Keys:
         """How often a session was read in the current window."""
         return f"{self.prefix}:{{s:{session_id}}}:reads"
 
-    def session_refresh(self, session_id: str) -> str:
-        """The lease of re-reading a session's service accounts."""
-        return f"{self.prefix}:{{s:{session_id}}}:refresh"
-
     def guard(self, account_id: str, service_account_id: str) -> str:
         """What is known about linking one service account to one upstream account."""
         return f"{self.prefix}:{{g:{self.tenant}}}:{account_id}:{service_account_id}"

@@ -144,3 +144,25 @@ async def _everything(url: str, prefix: str) -> str:
             read = {"hash": redis.hgetall, "string": redis.get, "zset": lambda name: redis.zrange(name, 0, -1)}
             found.append((key, await read[kind](key)))
     return json.dumps(found)
+
+
+async def test_whoever_has_left_sees_no_accounts_any_more(replica: Replica, upstream: SandboxServer) -> None:
+    walk = replica.walk()
+    await walk.ready()
+    await walk.close()
+    upstream.world.calls.clear()
+    answer = await walk.accounts()
+    assert (answer.status_code, answer.json()["code"]) == (409, "session_closed")
+    assert not upstream.world.calls.all()
+
+
+async def test_a_linked_session_shows_its_accounts_without_asking_the_vendor(
+    replica: Replica, upstream: SandboxServer
+) -> None:
+    walk = replica.walk()
+    ids = await walk.ready()
+    await walk.link(ids)
+    upstream.world.calls.clear()
+    answer = await walk.accounts(**{"Cache-Control": "no-cache"})
+    assert [each["id"] for each in answer.json()["serviceAccounts"]] == ids
+    assert not upstream.world.calls.all()

@@ -16,11 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service import __version__, errors
-from service.api import accounts, docs, links, ops, providers, sessions, validations
+from service.api import accounts, docs, links, logos, ops, providers, sdk, sessions, validations, widget
 from service.api.body import BodyGuard
 from service.api.caller import require_policies
+from service.api.cors import ApiCors
 from service.api.envelope import failure
 from service.api.middleware import Around
 from service.api.models import field_names
@@ -52,13 +54,18 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
     app = _bare_app(
         lifespan=lifespan,
         middleware=[
-            Middleware(Around, draining=lambda: process.health.draining),
+            *_proxy_headers(settings),
+            Middleware(ApiCors, origins=process.origins),
+            Middleware(Around, closing=lambda: process.health.closing),
             Middleware(BodyGuard, on_error=failure),
         ],
     )
     app.state.steps = process.steps
     app.state.health = process.health
+    app.state.sdk = sdk.build()
     app.state.many_processes = settings.workers > 1
+    if settings.widget:
+        app.router.routes.extend(widget.router.routes)
     if settings.docs:
         app.router.routes.extend(docs.router.routes)
         app.mount("/docs/assets", docs.assets())
@@ -93,10 +100,16 @@ def _bare_app(**options: Any) -> FastAPI:  # noqa: ANN401 -- FastAPI's own
         },
         **options,
     )
-    for module in (sessions, providers, validations, accounts, links, ops):
+    for module in (sessions, providers, validations, accounts, links, ops, sdk, logos):
         # Not `include_router`: FastAPI would resolve each request through one more layer.
         app.router.routes.extend(module.router.routes)
     return app
+
+
+def _proxy_headers(settings: Settings) -> list[Middleware]:
+    if not settings.trusted_proxies:
+        return []
+    return [Middleware(ProxyHeadersMiddleware, trusted_hosts=sorted(settings.trusted_proxies))]
 
 
 async def _render_service_error(request: Request, error: Exception) -> Response:
@@ -181,8 +194,12 @@ class _drained_on_signal:  # noqa: N801 -- reads as what it is used as
 
         def begin(number: int, frame: FrameType | None) -> None:
             delay = self._seconds if number == signal.SIGTERM and not self._process.health.draining else 0
-            loop.call_soon_threadsafe(self._process.drain)
-            loop.call_soon_threadsafe(loop.call_later, delay, self._previous[number], number, frame)
+            loop.call_soon_threadsafe(self._process.announce_end)
+            loop.call_soon_threadsafe(loop.call_later, delay, end, number, frame)
+
+        def end(number: int, frame: FrameType | None) -> None:
+            self._process.drain()
+            self._previous[number](number, frame)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             previous = signal.getsignal(number)

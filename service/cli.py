@@ -15,6 +15,7 @@ import typer
 
 from service import __version__
 from service.settings import (
+    KEY_NAME,
     PREFIX,
     SANDBOX_API_KEY,
     SANDBOX_CLIENT_ID,
@@ -130,11 +131,11 @@ def link(
         Console(stderr=True).print("The password is now in the history of your shell; BFF_PASSWORD keeps it out.")
     wishes = walk.Wishes(provider, username, SecretStr(password) if password else None, account or ())
     with _told(walk.WalkError), walk.Service(url) as service:
-        in_sandbox = service.is_sandbox()
-        if api_key is None:
-            if not in_sandbox:
-                raise walk.WalkError("An API key is needed: --api-key, or BFF_API_KEY in the environment")
-            api_key = SANDBOX_API_KEY
+        # Not asked of others: behind a proxy nobody answers it.
+        in_sandbox = api_key in {None, SANDBOX_API_KEY} and service.is_sandbox()
+        if api_key is None and not in_sandbox:
+            raise walk.WalkError("An API key is needed: --api-key, or BFF_API_KEY in the environment")
+        api_key = api_key or SANDBOX_API_KEY
         guide = walk.Script(told, sandbox=in_sandbox) if as_json else walk.Questions(told, sandbox=in_sandbox)
         envelope = walk.walk(service, SecretStr(api_key), wishes, guide)
     if as_json:
@@ -181,11 +182,12 @@ def doctor(*, as_json: Json = False) -> None:
 @keys.command("new")
 def new_key(
     name: Annotated[str, typer.Argument(help="What the key is called in the settings.")] = "server",
-    scopes: Annotated[str, typer.Option(help="Scopes, joined with +.")] = "",
     *,
     encryption: Annotated[bool, typer.Option("--encryption", help="Make an encryption key instead.")] = False,
 ) -> None:
     """Make an API key with the hash that the settings take, or an encryption key."""
+    if not KEY_NAME.fullmatch(name):
+        raise typer.BadParameter("1 to 64 letters, digits, - or _")
     if encryption:
         key = base64.b64encode(secrets.token_bytes(32)).decode()
         typer.echo(f"{PREFIX}ENCRYPTION_KEYS={name}:{key}")
@@ -193,7 +195,7 @@ def new_key(
     key = f"omk_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
     typer.echo(f"API key, shown this once: {key}")
-    typer.echo(f"{PREFIX}API_KEYS={name}:{digest}" + (f":{scopes}" if scopes else ""))
+    typer.echo(f"{PREFIX}API_KEYS={name}:{digest}")
 
 
 @app.command()

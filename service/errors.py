@@ -6,7 +6,7 @@ Only `service.api.envelope` knows which HTTP status and which OM status belongs 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 __all__ = [
     "AlreadyInProgress",
@@ -31,6 +31,7 @@ __all__ = [
     "TooManyAttempts",
     "Unauthenticated",
     "UnsupportedMediaType",
+    "UpstreamBusy",
     "UpstreamCredentialsRejected",
     "UpstreamError",
     "UpstreamMalformed",
@@ -44,6 +45,10 @@ __all__ = [
     "ValidationRequired",
     "ValidationTimedOut",
 ]
+
+
+_PENDING_SECONDS: Final = 5
+"""Until one of several pending validations may have finished."""
 
 
 class Fault(Enum):
@@ -77,7 +82,7 @@ class ServiceError(Exception):
     fault: ClassVar[Fault] = Fault.CALLER
     message: str
     display_message: str | None = None
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     retry_after: int | None = None
 
     def __init__(self, message: str | None = None, *, retry_after: int | None = None) -> None:
@@ -226,7 +231,24 @@ class TooManyAttempts(_Limited):
 
     code = "too_many_attempts"
     message = "Too many attempts in this session"
-    display_message = "Too many attempts. Please try again later."
+    display_message: str | None = "Too many attempts. Please try again later."
+
+    @classmethod
+    def pending(cls, *, limit: int) -> "TooManyAttempts":
+        """Too many validations at the same time: it helps to wait until one of them has finished."""
+        error = cls(policy="pending", limit=limit, window=_PENDING_SECONDS, retry_after=_PENDING_SECONDS)
+        error.message = f"{limit} validations of this session are pending; wait for one to finish, or give one up"
+        error.display_message = None
+        error.retryable = True
+        return error
+
+    @classmethod
+    def keys(cls, *, limit: int, seconds: int) -> "TooManyAttempts":
+        """Too many names for requests to link; those that were used before are still good."""
+        error = cls(policy="idempotency-keys", limit=limit, window=seconds, retry_after=seconds)
+        error.message = f"This session has seen {limit} values of Idempotency-Key; use one of them, or none"
+        error.display_message = None
+        return error
 
 
 class UpstreamCredentialsRejected(ServiceError):
@@ -267,6 +289,16 @@ class UpstreamUnavailable(ServiceError):
     message = "The upstream could not be reached"
     retryable = True
     retry_after = 5
+
+
+class UpstreamBusy(ServiceError):
+    """Too many calls to the upstream are under way: this one had no turn in time, and nothing of it was sent."""
+
+    code = "overloaded"
+    fault = Fault.SERVER
+    message = "Too many calls to the upstream are under way"
+    retryable = True
+    retry_after = 1
 
 
 class UpstreamTimeout(ServiceError):

@@ -40,6 +40,7 @@ __all__ = ["StartError", "address_of", "ended_by_signal", "listen", "listening_a
 _KEEP_ALIVE_SECONDS: Final = 75
 """Longer than the 60 s of common load balancers, so that they and not we close idle connections."""
 
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _GRACEFUL_SECONDS: Final = 30
 _HEALTH_CHECK_SECONDS: Final = 30
 """How long a worker may take to start when SIGHUP has them replaced one by one."""
@@ -127,6 +128,8 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     with ExitStack() as stack:
         if settings.redis_url is None:
             settings = stack.enter_context(_embedded_store(settings))
+        if settings.sandbox and settings.host not in _LOOPBACK:
+            log.warning("sandbox_exposed", hint="whoever reaches this address can use the sandbox's public API key")
         log.info("serving", url=address_of(listener), mode="sandbox" if settings.sandbox else "production")
         if settings.workers > 1:
             stack.enter_context(_environment_of(settings))

@@ -7,6 +7,7 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -15,19 +16,23 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-__all__ = ["ProviderRule", "Settings", "SettingsError", "load_settings"]
+__all__ = ["ClientRule", "ProviderRule", "Settings", "SettingsError", "load_settings"]
 
 PREFIX: Final = "OMNICONNECT_"
 DEFAULT_UPSTREAM_URL: Final = "https://app.omnimetic.com/api"
 SANDBOX_CLIENT_ID: Final = "sandbox-client-id"
 SANDBOX_SECRET: Final = "sandbox-secret"  # noqa: S105 -- public by design
 SANDBOX_API_KEY: Final = "sandbox_api_key"
+SANDBOX_PUBLISHABLE_CLIENT: Final = "sandbox-web"
 SANDBOX_ENCRYPTION_KEY: Final = "c2FuZGJveCBvbmx5IC0gbm90IGEgc2VjcmV0ICAgICA="
 SANDBOX_API_KEY_SHA256: Final = "643d842f7d1580d2c5f9c30ca8dae4ae1c99452cfb8684eedcdac9259c7daa19"
 
 _AES_256_BYTES: Final = 32
 _LEAST_SECRET_CHARACTERS: Final = 8
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+KEY_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ASYMMETRIC: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"})
+"""A shared secret would let whoever checks tokens make them."""
+
 _STORE_SCHEMES: Final = frozenset(
     {"redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel"}
 )
@@ -58,11 +63,21 @@ class ProviderRule(BaseModel):
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
 
-    job_type: str | None = None
-    sign_in: Literal["password", "oauth"] = "password"
+    job_type: str | None = None  # what is None is left as it is known, or follows from the rest
+    sign_in: Literal["password", "oauth"] | None = None
     authorize_url: str | None = None
     client_id: str | None = None
     redirect_uri: str | None = None
+
+
+class ClientRule(BaseModel):
+    """A page that opens sessions by itself."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
+
+    name: str = ""
+    origins: frozenset[str] = Field(min_length=1)
+    enabled: bool = True
 
 
 class Settings(BaseSettings):
@@ -94,13 +109,26 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="`name:base64` of 32 bytes, comma-separated; the first seals, all open. Required with `REDIS_URL`.",
     )
-    api_keys: Annotated[dict[str, tuple[str, frozenset[str]]], NoDecode] = Field(
+    api_keys: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
-        description="`name:sha256hex[:scope+scope]`, comma-separated. `omniconnect-bff keys new` makes one.",
+        description="`name:sha256hex`, comma-separated. `omniconnect-bff keys new` makes one.",
     )
     provider_table: Annotated[dict[str, ProviderRule], NoDecode] = Field(
         default_factory=dict,
         description='JSON: `{"Company name": {"jobType", "signIn", "authorizeUrl", "clientId", "redirectUri"}}`.',
+    )
+    clients: Annotated[dict[str, ClientRule], NoDecode] = Field(
+        default_factory=dict,
+        description='Pages that open sessions by themselves: `{"client id": {"name", "origins": [], "enabled"}}`.',
+    )
+    jwt_issuer: str | None = Field(None, description="Issuer of your users' JWTs; with audience and JWKS URL.")
+    jwt_audience: str | None = Field(None, description="Audience that your users' JWTs must name.")
+    jwt_jwks_url: str | None = Field(None, description="Where your identity provider publishes its keys.")
+    jwt_algorithms: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset({"ES256", "RS256"}), description="Signature algorithms that are taken, comma-separated."
+    )
+    trusted_proxies: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="Addresses or networks whose `X-Forwarded-For` is believed, comma-separated."
     )
     sandbox: bool = Field(
         False, description="Speak to the sandbox upstream instead of the vendor. Never in production."
@@ -109,6 +137,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     workers: int = Field(1, ge=1, le=64, description="Processes.")
     public_url: str | None = Field(None, description="Where callers reach this service; named in the OpenAPI document.")
+    widget: bool = Field(True, description="Answer the vendor's own widget under `/api`.")
     docs: bool = Field(True, description="Serve `/docs`.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
     drain_seconds: float = Field(
@@ -120,6 +149,12 @@ class Settings(BaseSettings):
         10.0, ge=0.2, le=60, description="How long a silent process keeps its validations."
     )
     password_minutes: float = Field(3.0, gt=0, le=60, description="Time limit of a validation by password.")
+    account_attempts: int = Field(
+        5, ge=1, le=1_000_000, description="Passwords that may be tried for one utility account in 15 minutes."
+    )
+    refusals_per_minute: int = Field(
+        60, ge=1, le=1_000_000, description="Bad credentials that one address may present before it is told to wait."
+    )
     oauth_minutes: float = Field(15.0, gt=0, le=60, description="Time limit of a validation by OAuth.")
 
     @field_validator("encryption_keys", mode="before")
@@ -134,17 +169,22 @@ class Settings(BaseSettings):
     def _read_api_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        keys: dict[str, tuple[str, frozenset[str]]] = {}
-        for name, rest in _pairs(value, "name:sha256hex"):
-            digest, _, scopes = rest.partition(":")
-            if not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise ValueError("each key is stored as the SHA-256 of it, 64 hex digits; `omniconnect-bff keys new`")
-            keys[name] = (digest, frozenset(filter(None, scopes.split("+"))))
+        keys = dict(_pairs(value, "name:sha256hex"))
+        # Nothing may follow: a scope that restricts nothing yet would be believed.
+        if not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in keys.values()):
+            raise ValueError("each key is stored as the SHA-256 of it, 64 hex digits; `omniconnect-bff keys new`")
         return keys
 
-    @field_validator("provider_table", mode="before")
+    @field_validator("jwt_algorithms", "trusted_proxies", mode="before")
     @classmethod
-    def _read_provider_table(cls, value: object) -> object:
+    def _read_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return frozenset(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("provider_table", "clients", mode="before")
+    @classmethod
+    def _read_json(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         try:
@@ -155,7 +195,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        faults = [*self._store_faults(), *self._address_faults(), *self._mode_faults()]
+        faults = [*self._store_faults(), *self._address_faults(), *self._caller_faults(), *self._mode_faults()]
         if faults:
             raise SettingsError(faults)
         return self
@@ -197,9 +237,34 @@ class Settings(BaseSettings):
             faults.append(f"{PREFIX}UPSTREAM_CA_FILE cannot be read, or holds no PEM certificate")
         return faults
 
+    def _caller_faults(self) -> list[str]:
+        faults = [
+            f"{PREFIX}PROVIDER_TABLE: {name} has an authorizeUrl, so its signIn is oauth"
+            for name, rule in self.provider_table.items()
+            if rule.authorize_url and rule.sign_in == "password"
+        ]
+        for client_id, client in self.clients.items():
+            if not KEY_NAME.fullmatch(client_id):
+                faults.append(f"{PREFIX}CLIENTS: an id is 1 to 64 letters, digits, - or _")
+            if not all(_is_origin(origin) for origin in client.origins):
+                faults.append(f"{PREFIX}CLIENTS: each origin is https://host[:port], or http://localhost[:port]")
+        issuer = (self.jwt_issuer, self.jwt_audience, self.jwt_jwks_url)
+        if any(issuer) and not all(issuer):
+            faults.append(f"{PREFIX}JWT_ISSUER, {PREFIX}JWT_AUDIENCE and {PREFIX}JWT_JWKS_URL belong together")
+        if self.jwt_jwks_url and not self.sandbox and urlsplit(self.jwt_jwks_url).scheme != "https":
+            faults.append(f"{PREFIX}JWT_JWKS_URL must be https")
+        if not self.jwt_algorithms <= _ASYMMETRIC:
+            faults.append(f"{PREFIX}JWT_ALGORITHMS: only {', '.join(sorted(_ASYMMETRIC))}")
+        for proxy in self.trusted_proxies:
+            try:
+                ip_network(proxy, strict=False)
+            except ValueError:
+                faults.append(f"{PREFIX}TRUSTED_PROXIES: addresses or networks, such as 10.0.0.0/8")
+        return faults
+
     def _mode_faults(self) -> list[str]:
         faults = []
-        digests = {digest for digest, _ in self.api_keys.values()}
+        digests = set(self.api_keys.values())
         secret = self.secret.get_secret_value()
         if self.sandbox:
             if (self.client_id, secret) != (SANDBOX_CLIENT_ID, SANDBOX_SECRET):
@@ -332,11 +397,23 @@ def _store_url_fault(url: str) -> str | None:
     return f"may have no options but {', '.join(sorted(_STORE_OPTIONS))}" if unknown else None
 
 
+def _is_origin(text: str) -> bool:
+    """RFC 6454, section 6.2, as browsers send it: no path, no user, lower case."""
+    try:
+        parts = urlsplit(text)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return False
+    local = parts.hostname in {"localhost", "127.0.0.1"}
+    fits = parts.scheme == "https" or (parts.scheme == "http" and local)
+    return fits and text == f"{parts.scheme}://{parts.hostname}{port}"
+
+
 def _pairs(text: str, form: str) -> list[tuple[str, str]]:
     pairs = []
     for part in text.split(","):
         name, colon, rest = part.strip().partition(":")
-        if not colon or not _NAME.fullmatch(name) or not rest:
+        if not colon or not KEY_NAME.fullmatch(name) or not rest:
             raise ValueError(f"each part must be {form}")
         pairs.append((name, rest))
     if len({name for name, _ in pairs}) != len(pairs):

@@ -196,6 +196,8 @@ class Service:
             address = httpx.URL()
         if address.scheme not in {"http", "https"} or not address.host:
             raise WalkError(f"{_plain(url)} is no http(s) URL")
+        if address.scheme == "http" and address.host not in _LOCAL:
+            raise WalkError(f"{_plain(url)} is not https: API key and password would be readable on the way")
         self._client = httpx.Client(base_url=address, timeout=_CALL_SECONDS, trust_env=address.host not in _LOCAL)
         self._url = _plain(str(address))
 

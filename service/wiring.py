@@ -1,20 +1,25 @@
 """What lives as long as the process, and the steps built from it."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Final
 
 from service.api.caller import Steps
 from service.api.ops import Health
 from service.clock import SYSTEM_CLOCK, Clock
-from service.errors import StoreUnavailable
+from service.errors import StoreUnavailable, UpstreamError
 from service.link.access import Access, ApiKey
 from service.link.accounts import Accounts
 from service.link.attach import Attach
 from service.link.attempt import Attempts, Patience
+from service.link.clients import Clients, PublishableClient
+from service.link.identity import IssuerRules, KeySet, UserTokens
+from service.link.limits import Doors, Lockout
 from service.link.providers import Providers
 from service.link.sessions import Sessions
 from service.link.settle import Settlement
@@ -22,11 +27,12 @@ from service.link.tasks import Tasks
 from service.link.token import TokenSource
 from service.link.validate import TimeLimits, Validations
 from service.link.watch import Cadence, Watchers
-from service.settings import SANDBOX_API_KEY_SHA256, Settings
+from service.settings import SANDBOX_API_KEY_SHA256, SANDBOX_PUBLISHABLE_CLIENT, Settings
 from service.stores.connection import Store
 from service.stores.guards import GuardStore
 from service.stores.jobs import JobStore
 from service.stores.keys import Keys
+from service.stores.limits import LimitStore
 from service.stores.locks import Locks
 from service.stores.notices import Notices
 from service.stores.sealing import KeyRing
@@ -34,16 +40,20 @@ from service.stores.sessions import SessionStore
 from service.stores.tokens import TokenStore
 from service.telemetry import log
 from service.upstream.client import UpstreamClient
-from service.upstream.companies import CompanyRule, CompanyTable
+from service.upstream.companies import KNOWN_COMPANIES, CompanyRule, CompanyTable
 from service.upstream.transport import Transport, TransportLimits
 
 __all__ = ["Process", "Timing", "wire"]
 
-TENANT: Final = "default"
+_TENANT: Final = "default"
 _DRAIN_SECONDS: Final = 15.0
 """Longer than a link call that is under way."""
 
 _PING_SECONDS: Final = 2.0
+_LOOPBACK: Final = ("localhost", "127.0.0.1")
+_WIDGET_PORT: Final = 4200
+"""Where the vendor's `local` builds expect their server."""
+
 _GUARD_KEEP_MS: Final = 24 * 3600 * 1000
 
 
@@ -72,6 +82,8 @@ class Process:
         health: Health,
         store: Store,
         transport: Transport,
+        identity: Transport,
+        origins: frozenset[str],
         notices: Notices,
         watchers: Watchers,
         tasks: Tasks,
@@ -80,6 +92,8 @@ class Process:
         self.health = health
         self._store = store
         self._transport = transport
+        self._identity = identity
+        self.origins = origins
         self._notices = notices
         self._watchers = watchers
         self._tasks = tasks
@@ -87,7 +101,7 @@ class Process:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep leases, subscription and health while the process serves; let work under way finish at the end."""
-        async with self._store, self._transport:
+        async with self._store, self._transport, self._identity:
             loops = [
                 asyncio.create_task(self._notices.listen(), name="notices"),
                 asyncio.create_task(self._watchers.run(), name="leases"),
@@ -105,9 +119,13 @@ class Process:
                     loop.cancel()
                 await asyncio.gather(*loops, return_exceptions=True)
 
+    def announce_end(self) -> None:
+        """Fail `/readyz`, and go on serving."""
+        self.health.draining = True
+
     def drain(self) -> None:
         """Take no new work, and let everybody who waits go."""
-        self.health.draining = True
+        self.health.draining = self.health.closing = True
         self.steps.validations.drain()
 
     async def _keep_health(self) -> None:
@@ -129,7 +147,8 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
     if settings.redis_url is None:
         raise ValueError("the embedded store is started by the process that owns it, which sets its URL")
     https_only = not settings.sandbox
-    keys = Keys(settings.redis_prefix, TENANT)
+    tenant = _tenant(settings)
+    keys = Keys(settings.redis_prefix, tenant)
     store = Store(settings.redis_url, command_seconds=settings.redis_timeout)
     key_ring = KeyRing(settings.ring())
     notices = Notices(store=store, channel=keys.channel)
@@ -143,13 +162,16 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         sent_lease_ms=int(timing.sent_lease * 1000),
         keep_ms=_GUARD_KEEP_MS,
     )
+    agent = f"omniconnect-bff/{version('omniconnect-bff')}"
     transport = Transport(
         limits=timing.upstream,
-        user_agent=f"omniconnect-bff/{version('omniconnect-bff')}",
+        user_agent=agent,
         https_only=https_only,
         proxy=settings.upstream_proxy,
         ca_pem=settings.upstream_ca_file.read_bytes() if settings.upstream_ca_file else None,
     )
+    # The identity provider is no part of the vendor: connections, certificates and limits of its own.
+    identity = Transport(limits=TransportLimits(max_connections=4), user_agent=agent, https_only=https_only)
     client = UpstreamClient(
         transport=transport,
         base_url=settings.upstream_url,
@@ -182,11 +204,17 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
     accounts = Accounts(
         client=client, tokens=tokens, sessions=sessions, keys=keys, key_ring=key_ring, tasks=tasks, clock=clock
     )
+    limits = LimitStore(store=store, keys=keys)
+    lockout = Lockout(
+        limits=limits, most=settings.account_attempts, key=key_ring.derive("utility accounts"), tenant=tenant
+    )
+    clients = Clients(_clients(settings, tenant))
     cadence = Cadence(poll=settings.poll_seconds, lease=settings.poll_lease_seconds)
     watchers = Watchers(
         client=client,
         tokens=tokens,
         accounts=accounts,
+        lockout=lockout,
         sessions=sessions,
         jobs=JobStore(store=store, keys=keys, lease_ms=int(cadence.lease * 1000)),
         notices=notices,
@@ -201,6 +229,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         table=table,
         sessions=sessions,
         watchers=watchers,
+        lockout=lockout,
         notices=notices,
         clock=clock,
         limits=TimeLimits(settings.password_minutes * 60, settings.oauth_minutes * 60),
@@ -217,8 +246,16 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         patience=timing.patience,
     )
     steps = Steps(
-        access=Access(api_keys=_api_keys(settings), sessions=sessions, clock=clock),
-        sessions=Sessions(tokens=tokens, sessions=sessions, settlement=settlement, clock=clock),
+        access=Access(
+            api_keys=_api_keys(settings, tenant),
+            clients=clients,
+            users=_users(settings, identity, tasks=tasks, clock=clock),
+            tenant=tenant,
+            doors=Doors(limits=limits, tenant=tenant, refusals_per_minute=settings.refusals_per_minute),
+            sessions=sessions,
+            clock=clock,
+        ),
+        sessions=Sessions(tokens=tokens, sessions=sessions, settlement=settlement, secret=settings.secret, clock=clock),
         providers=providers,
         validations=validations,
         accounts=accounts,
@@ -233,18 +270,61 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         health=health,
         store=store,
         transport=transport,
+        identity=identity,
+        origins=clients.origins,
         notices=notices,
         watchers=watchers,
         tasks=tasks,
     )
 
 
-def _api_keys(settings: Settings) -> Mapping[str, ApiKey]:
-    keys = {digest: ApiKey(name, TENANT, scopes) for name, (digest, scopes) in settings.api_keys.items()}
+def _tenant(settings: Settings) -> str:
+    """Names what is shared in Redis after whom it belongs to: the sandbox's must never be taken for the vendor's."""
+    mode = "sandbox" if settings.sandbox else "production"
+    return f"{_TENANT}-{hashlib.sha256(f'{mode} {settings.client_id}'.encode()).hexdigest()[:12]}"
+
+
+def _api_keys(settings: Settings, tenant: str) -> Mapping[str, ApiKey]:
+    keys = {digest: ApiKey(name, tenant) for name, digest in settings.api_keys.items()}
     if settings.sandbox:
-        keys[SANDBOX_API_KEY_SHA256] = ApiKey("sandbox", TENANT)
+        keys[SANDBOX_API_KEY_SHA256] = ApiKey("sandbox", tenant)
     return keys
 
 
+def _clients(settings: Settings, tenant: str) -> list[PublishableClient]:
+    clients = [
+        PublishableClient(name, rule.name or name, tenant, rule.origins, rule.enabled)
+        for name, rule in settings.clients.items()
+    ]
+    if settings.sandbox and SANDBOX_PUBLISHABLE_CLIENT not in settings.clients:
+        here = frozenset({f"http://{host}:{port}" for host in _LOOPBACK for port in (settings.port, _WIDGET_PORT)})
+        clients.append(PublishableClient(SANDBOX_PUBLISHABLE_CLIENT, "Sandbox", tenant, here))
+    return clients
+
+
+def _users(settings: Settings, transport: Transport, *, tasks: Tasks, clock: Clock) -> UserTokens | None:
+    url = settings.jwt_jwks_url
+    if url is None:
+        return None
+
+    async def fetch() -> bytes:
+        answer = await transport.read(url, token=None)
+        if answer.status != HTTPStatus.OK:
+            raise UpstreamError(answer.status)
+        return answer.body
+
+    rules = IssuerRules(settings.jwt_issuer or "", settings.jwt_audience or "", tuple(settings.jwt_algorithms))
+    return UserTokens(rules=rules, keys=KeySet(fetch=fetch, tasks=tasks, clock=clock))
+
+
 def _rules(settings: Settings) -> Mapping[str, CompanyRule]:
-    return {name: CompanyRule(**rule.model_dump()) for name, rule in settings.provider_table.items()}
+    """What a deployment says of companies, on top of what is known of them."""
+    known = {name.casefold(): rule for name, rule in KNOWN_COMPANIES.items()}
+    rules = {}
+    for name, rule in settings.provider_table.items():
+        given = rule.model_dump(exclude_none=True)
+        if rule.authorize_url:
+            # Asking for the password that such a page is there to keep away would be the worst reading.
+            given["sign_in"] = "oauth"
+        rules[name] = replace(known.get(name.casefold(), CompanyRule()), **given)
+    return rules

@@ -95,6 +95,7 @@ def make_settings(redis_url: str, upstream_url: str, prefix: str, **changes: Any
         "poll_seconds": 0.05,
         "poll_lease_seconds": 1.0,
         "drain_seconds": 0,
+        "refusals_per_minute": 100_000,
         "log_level": "DEBUG",
     }
     return Settings(**(given | changes))
@@ -127,10 +128,20 @@ async def running_replica(
     """The service on a port of its own, in this event loop."""
     app = create_app(settings, clock=clock, timing=timing)
     config = uvicorn.Config(
-        app, http="httptools", ws="none", lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=2
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=2,
     )
     server = _QuietServer(config)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    # With its protocol named, or asyncio leaves Nagle's algorithm on and each answer waits 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not (server.started and app.state.health.started):
         if serving.done():

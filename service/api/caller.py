@@ -1,16 +1,17 @@
 """Permissions as types: a handler's signature says who may call it, and receives the object already checked."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
+from service.api.address import client_address
 from service.clock import Clock
-from service.link.access import Access, Caller, KeyCaller
+from service.link.access import Access, Caller, Knock, Opener, SessionCaller
 from service.link.accounts import Accounts
 from service.link.attach import Attach
 from service.link.providers import Providers
@@ -20,11 +21,14 @@ from service.stores.records import SessionRecord
 
 __all__ = [
     "AnyCaller",
+    "Door",
     "KeySession",
+    "OpenDoor",
     "OwnSession",
+    "PageDoor",
     "ReadableSession",
-    "ServerCaller",
     "Steps",
+    "WidgetSession",
     "require_policies",
     "steps",
 ]
@@ -43,6 +47,23 @@ class Steps:
     clock: Clock
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where sessions are opened: whoever has a credential is known before anything else is looked at."""
+
+    access: Access
+    knock: Knock
+    known: Opener | None
+
+    async def admit(self, client_id: str | None) -> Opener:
+        """Who is let in; a page by the client id that its body names.
+
+        Raises:
+            Unauthenticated, RateLimited: Nobody.
+        """
+        return self.known or await self.access.opener(replace(self.knock, client_id=client_id))
+
+
 def steps(request: Request) -> Steps:
     """The steps of this process."""
     found: Steps = request.app.state.steps
@@ -58,40 +79,71 @@ def _bearer(request: Request) -> str | None:
     return credential.strip() or None if scheme.lower() == "bearer" else None
 
 
-async def any_caller(request: Request) -> Caller:
+def _knock(request: Request, client_id: str | None = None) -> Knock:
+    return Knock(_bearer(request), client_id, request.headers.get("origin"), client_address(request.scope))
+
+
+async def _identify(request: Request, client_id: str | None = None) -> Caller:
+    """Who calls; what is left of a session's reads is told with whatever is answered."""
+    caller = await steps(request).access.identify(_knock(request, client_id))
+    if isinstance(caller, SessionCaller):
+        request.scope["state"]["quota"] = caller.quota
+    return caller
+
+
+async def any_caller(
+    request: Request,
+    client_id: Annotated[
+        str | None, Query(alias="clientId", max_length=128, description="A page without a session names its client.")
+    ] = None,
+) -> Caller:
     """Anybody we know."""
-    return await steps(request).access.identify(_bearer(request))
-
-
-async def server_caller(request: Request) -> KeyCaller:
-    """A host's server."""
-    return await steps(request).access.require_key(_bearer(request))
+    return await _identify(request, client_id)
 
 
 async def own_session(request: Request, session_id: str) -> SessionRecord:
     """The session of the path, for whoever holds its token."""
-    return await steps(request).access.own_session(session_id, _bearer(request))
+    return steps(request).access.own_session(session_id, await _identify(request))
 
 
 async def readable_session(request: Request, session_id: str) -> SessionRecord:
-    """The session of the path, for whoever holds its token, and for the servers of its tenant."""
-    return await steps(request).access.readable_session(session_id, _bearer(request))
+    """The session of the path, for whoever holds its token, for its subject, and for the servers of its tenant."""
+    return await steps(request).access.readable_session(session_id, await _identify(request))
 
 
 async def key_session(request: Request, session_id: str) -> SessionRecord:
     """The session of the path, for the servers of its tenant alone."""
     access = steps(request).access
-    return await access.tenant_session(session_id, await access.require_key(_bearer(request)))
+    caller = access.require_key(await _identify(request))
+    return await access.tenant_session(session_id, caller.key.tenant)
+
+
+async def widget_session(request: Request) -> SessionRecord:
+    """The session whose token the vendor's widget took for the vendor's own."""
+    return steps(request).access.living_session(await _identify(request))
+
+
+async def door(request: Request) -> Door:
+    """Whoever may open sessions."""
+    access, knock = steps(request).access, _knock(request)
+    return Door(access, knock, await access.opener(knock) if knock.credential is not None else None)
+
+
+async def page_door(request: Request) -> Door:
+    """Pages alone: a widget that is opened again still sends the token that it got the last time."""
+    return Door(steps(request).access, replace(_knock(request), credential=None), None)
 
 
 AnyCaller = Annotated[Caller, Depends(any_caller)]
-ServerCaller = Annotated[KeyCaller, Depends(server_caller)]
+OpenDoor = Annotated[Door, Depends(door)]
+PageDoor = Annotated[Door, Depends(page_door)]
+WidgetSession = Annotated[SessionRecord, Depends(widget_session)]
 OwnSession = Annotated[SessionRecord, Depends(own_session)]
 ReadableSession = Annotated[SessionRecord, Depends(readable_session)]
 KeySession = Annotated[SessionRecord, Depends(key_session)]
 
 POLICIES: Final[frozenset[Callable[..., Any]]] = frozenset(
-    {any_caller, server_caller, own_session, readable_session, key_session}
+    {any_caller, door, page_door, widget_session, own_session, readable_session, key_session}
 )
 
 

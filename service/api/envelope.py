@@ -1,6 +1,6 @@
 """The vendor's OM envelope: the one place that knows which HTTP status and which OM status belong to what happened."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -10,8 +10,9 @@ from starlette.types import Scope
 from service import errors
 from service.errors import Fault, ServiceError
 from service.link.outcome import CREDENTIALS_REJECTED, SERVER_ERROR
+from service.stores.limits import Limit, Quota
 
-__all__ = ["HTTP_STATUS", "answer", "encode", "failure", "fragment", "request_id", "told"]
+__all__ = ["HTTP_STATUS", "answer", "encode", "failure", "fragment", "quota_headers", "request_id", "told"]
 
 HTTP_STATUS: Final[Mapping[type[ServiceError], int]] = {
     errors.MalformedRequest: 400,
@@ -36,6 +37,7 @@ HTTP_STATUS: Final[Mapping[type[ServiceError], int]] = {
     errors.UpstreamMalformed: 502,
     errors.ShuttingDown: 503,
     errors.StoreUnavailable: 503,
+    errors.UpstreamBusy: 503,
     errors.UpstreamUnavailable: 503,
     errors.OutcomeUnknown: 504,
     errors.UpstreamTimeout: 504,
@@ -50,7 +52,7 @@ def fragment(encoded: bytes) -> orjson.Fragment:
     return orjson.Fragment(encoded)
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
+def encode(body: Mapping[str, Any] | Sequence[Any]) -> bytes:
     """JSON as all answers have it."""
     return orjson.dumps(body)
 
@@ -103,12 +105,19 @@ def failure(scope: Scope, error: ServiceError) -> Response:
         case errors.AlreadyInProgress(location=str(location)):
             headers["Location"] = location
         case errors.RateLimited() | errors.TooManyAttempts():
-            # draft-ietf-httpapi-ratelimit-headers
-            headers["RateLimit-Policy"] = f'"{error.policy}";q={error.limit};w={error.window}'
-            headers["RateLimit"] = f'"{error.policy}";r=0;t={error.retry_after}'
+            headers |= quota_headers(Quota(Limit(error.policy, error.limit, error.window), 0, error.retry_after or 0))
         case _:
             pass
     return Response(encode(body), HTTP_STATUS[type(error)], headers, _MEDIA_TYPE)
+
+
+def quota_headers(quota: Quota) -> dict[str, str]:
+    """draft-ietf-httpapi-ratelimit-headers."""
+    limit = quota.limit
+    return {
+        "RateLimit-Policy": f'"{limit.policy}";q={limit.most};w={limit.window_seconds}',
+        "RateLimit": f'"{limit.policy}";r={max(0, quota.left)};t={quota.reset_seconds}',
+    }
 
 
 def _fields(scope: Scope, error: ServiceError) -> dict[str, Any]:

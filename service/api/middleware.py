@@ -10,7 +10,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.envelope import failure
+from service.api.envelope import failure, quota_headers
 from service.errors import InternalError, NotAcceptable, ShuttingDown
 from service.telemetry import REQUEST_SECONDS, REQUESTS, log
 
@@ -33,9 +33,9 @@ _HEADERS: Final = {
 class Around:
     """Outermost, so that nothing gets past it: not even a bug is answered without an envelope."""
 
-    def __init__(self, app: ASGIApp, *, draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, *, closing: Callable[[], bool]) -> None:
         self._app = app
-        self._draining = draining
+        self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -57,6 +57,9 @@ class Around:
                 answered["X-Request-Id"] = request_id
                 for name, value in _HEADERS.items():
                     answered.setdefault(name, value)
+                quota = scope["state"].get("quota")
+                for name, value in (quota_headers(quota) if quota else {}).items():
+                    answered.setdefault(name, value)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -70,11 +73,10 @@ class Around:
                 self._tell(scope, status, time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith("/v1/"):
-            if not _accepts_json(headers):
-                return await failure(scope, NotAcceptable())(scope, receive, send)
-            if scope["method"] == "POST" and self._draining():
-                return await failure(scope, ShuttingDown())(scope, receive, send)
+        if scope["path"].startswith("/v1/") and not _accepts_json(headers):
+            return await failure(scope, NotAcceptable())(scope, receive, send)
+        if scope["path"].startswith(("/v1/", "/api/")) and scope["method"] == "POST" and self._closing():
+            return await failure(scope, ShuttingDown())(scope, receive, send)
         return await self._app(scope, receive, send)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:

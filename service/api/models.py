@@ -48,6 +48,9 @@ class CreateSession(_Request):
     ttl_seconds: Annotated[int, Field(ge=60, le=4 * 3600)] | None = Field(
         None, description="How long the session lives; 30 minutes by default."
     )
+    client_id: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
+        None, description="A page that opens its own session names its publishable client; all else is for servers."
+    )
 
 
 class CreateValidation(_Request):
@@ -140,6 +143,7 @@ class Validation(_Answer):
     state: Literal["pending", "succeeded", "rejected", "failed"]
     provider_id: str
     reason: str | None = Field(None, description="Why it was rejected or failed; an open set.")
+    attempts_left: int | None = Field(None, description="Rejected: how many more passwords may be tried.")
     authorize_url: str | None = Field(None, description="OAuth: where the person signs in.")
 
 

@@ -14,6 +14,7 @@ __all__ = ["OPEN_PATHS", "Health", "router"]
 
 OPEN_PATHS: Final = frozenset(
     {"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/docs/assets"}
+    | {"/sdk/{name}", "/sdk/{version}/{name}", "/logos/{provider_id}"}
 )
 
 router: Final = make_router("", "operations")
@@ -32,7 +33,8 @@ class Health:
     Attributes:
         mode: Which upstream it speaks to.
         started: Redis has answered at least once.
-        draining: It is about to stop.
+        draining: It is about to stop; requests are still served, so that load balancers have time to notice.
+        closing: It takes no new work any more.
         store_answers: Redis answered the last time.
     """
 
@@ -40,6 +42,7 @@ class Health:
     upstream: Upstream
     started: bool = False
     draining: bool = False
+    closing: bool = False
     store_answers: bool = False
 
     def report(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from fastapi import Query, Request
 from starlette.responses import Response
 
+from service.api.cached import is_known
 from service.api.caller import AnyCaller, steps
 from service.api.documented import failures
 from service.api.envelope import answer, fragment
@@ -29,15 +30,7 @@ async def list_providers(
     providers = await steps(request).providers.get()
     tag = hashlib.sha256(f"{providers.version}\n{search}".encode()).hexdigest()[:32]
     headers = {"ETag": f'"{tag}"', "Cache-Control": "private, max-age=300"}
-    if _matches(request.headers.get("if-none-match"), tag):
+    if is_known(request.headers.get("if-none-match"), {tag}):
         return Response(status_code=304, headers=headers)
     found = fragment(b"[" + b",".join(providers.search(search)) + b"]")
     return answer(request.scope, {"providers": found}, message="Providers found", headers=headers)
-
-
-def _matches(condition: str | None, tag: str) -> bool:
-    """RFC 9110, section 13.1.2: weak comparison with each listed tag."""
-    if condition is None:
-        return False
-    listed = {each.strip().removeprefix("W/") for each in condition.split(",")}
-    return "*" in listed or f'"{tag}"' in listed

@@ -5,7 +5,7 @@ from typing import Any, Final
 from fastapi import Request
 from starlette.responses import Response
 
-from service.api.caller import KeySession, ReadableSession, ServerCaller, steps
+from service.api.caller import KeySession, OpenDoor, ReadableSession, steps
 from service.api.documented import failures
 from service.api.envelope import answer, told
 from service.api.models import CreateSession, SessionOpened, SessionShown
@@ -21,9 +21,10 @@ router: Final = make_router("/v1/sessions", "sessions")
 
 
 @router.post("", status_code=201, response_model=SessionOpened, responses=failures(401, 403, 502, 503, 504, body=True))
-async def create_session(request: Request, caller: ServerCaller, wanted: CreateSession | None = None) -> Response:
+async def create_session(request: Request, door: OpenDoor, wanted: CreateSession | None = None) -> Response:
     """Step 1: open a session for a person. Its token goes to that person's frontend; it is shown only here."""
     wanted = wanted or CreateSession()
+    caller = await door.admit(wanted.client_id)
     opened = await steps(request).sessions.open(
         caller, subject=wanted.subject, metadata=wanted.metadata, ttl_seconds=wanted.ttl_seconds
     )

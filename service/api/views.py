@@ -42,6 +42,8 @@ def validation_view(validation: ValidationRecord) -> dict[str, Any]:
     }
     if validation.reason is not None:
         view["reason"] = validation.reason
+    if validation.state == "rejected" and validation.attempts_left is not None:
+        view["attemptsLeft"] = validation.attempts_left
     if validation.authorize_url is not None and validation.state == "pending":
         view["authorizeUrl"] = validation.authorize_url
     return view

@@ -5,27 +5,40 @@ import hmac
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from service.clock import Clock
-from service.errors import Forbidden, NotFound, RateLimited, Unauthenticated
+from service.errors import Forbidden, NotFound, RateLimited, SessionExpired, StoreUnavailable, Unauthenticated
+from service.link.clients import Clients, PublishableClient
+from service.link.flow import State, state_of
+from service.link.identity import UserTokens
+from service.link.limits import Doors
+from service.stores.limits import Limit, Quota
 from service.stores.records import SessionRecord
 from service.stores.sessions import READ_WINDOW_SECONDS, SessionStore
 
 __all__ = [
+    "SESSION_TOKEN_PREFIX",
     "Access",
     "ApiKey",
     "Caller",
+    "ClientCaller",
     "KeyCaller",
+    "Knock",
+    "Opener",
     "SessionCaller",
+    "UserCaller",
     "new_session_id",
     "new_session_token",
     "token_hash",
 ]
 
 READS_PER_WINDOW: Final = 300
+SESSION_TOKEN_PREFIX: Final = "oms_"  # noqa: S105 -- the prefix alone opens nothing
 _LONGEST_CREDENTIAL: Final = 512
+_DOTS_OF_A_JWT: Final = 2
 _SESSION_ID: Final = re.compile(r"ses_[0-9a-f]{32}")
 _SESSION_TOKEN: Final = re.compile(r"oms_([0-9a-f]{32})_[A-Za-z0-9_-]{43}")
 
@@ -36,7 +49,6 @@ class ApiKey:
 
     name: str
     tenant: str
-    scopes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +60,50 @@ class KeyCaller:
 
 @dataclass(frozen=True, slots=True)
 class SessionCaller:
-    """Whoever holds a session's token: may act in that session, and nowhere else."""
+    """Whoever holds a session's token: may act in that session, and nowhere else.
+
+    Attributes:
+        quota: What is left of this session's reads.
+    """
 
     session: SessionRecord
+    quota: Quota
 
 
-Caller = KeyCaller | SessionCaller
+@dataclass(frozen=True, slots=True)
+class UserCaller:
+    """A person, known by a token of the host's identity provider."""
+
+    subject: str
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCaller:
+    """A page that is registered as a publishable client."""
+
+    client: PublishableClient
+
+
+Caller = KeyCaller | UserCaller | ClientCaller | SessionCaller
+Opener = KeyCaller | UserCaller | ClientCaller
+
+
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """What a request says of who sends it.
+
+    Attributes:
+        credential: The bearer credential, if there is one.
+        client_id: A publishable client's id, if the request names one.
+        origin: The page that a browser sends it from (RFC 6454).
+        address: Where it comes from, as far as trusted proxies tell.
+    """
+
+    credential: str | None
+    client_id: str | None
+    origin: str | None
+    address: str
 
 
 def new_session_id() -> str:
@@ -78,89 +128,169 @@ class Access:
         api_keys: By SHA-256 of the key.
     """
 
-    def __init__(self, *, api_keys: Mapping[str, ApiKey], sessions: SessionStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        api_keys: Mapping[str, ApiKey],
+        clients: Clients,
+        users: UserTokens | None,
+        tenant: str,
+        doors: Doors,
+        sessions: SessionStore,
+        clock: Clock,
+    ) -> None:
         self._api_keys = api_keys
+        self._clients = clients
+        self._users = users
+        self._tenant = tenant
+        self._doors = doors
         self._sessions = sessions
         self._clock = clock
 
-    async def identify(self, credential: str | None) -> Caller:
-        """Who presents this bearer credential.
+    async def identify(self, knock: Knock) -> Caller:
+        """Who sends this.
 
         Raises:
             Unauthenticated: Nobody we know.
-            RateLimited: A session that is asked for too often.
-            StoreUnavailable: A session's token cannot be checked.
+            RateLimited: Somebody who asks too often.
+            StoreUnavailable: It cannot be checked.
         """
-        if credential is None or len(credential) > _LONGEST_CREDENTIAL or not credential.isascii():
+        try:
+            if knock.credential is None:
+                return await self._page(knock)
+            return await self._bearer(knock.credential)
+        except Unauthenticated:
+            # Guessing is slowed down, by address; with Redis away there is nothing to be had by it either.
+            with suppress(StoreUnavailable):
+                await self._doors.refused(knock.address)
+            raise
+
+    async def _page(self, knock: Knock) -> ClientCaller:
+        client = self._clients.admit(knock.client_id, knock.origin)
+        await self._doors.by_page(client.id, knock.address)
+        return ClientCaller(client)
+
+    async def _bearer(self, credential: str) -> KeyCaller | UserCaller | SessionCaller:
+        if not credential.isascii():
             raise Unauthenticated
-        if credential.startswith("oms_"):
-            return SessionCaller(await self._session_of(credential))
-        key = self._api_keys.get(token_hash(credential))
+        if credential.startswith(SESSION_TOKEN_PREFIX):
+            return await self.session_of(credential)
+        if credential.count(".") == _DOTS_OF_A_JWT:
+            if self._users is None:
+                raise Unauthenticated
+            return UserCaller(await self._users.subject_of(credential), self._tenant)
+        key = self._api_keys.get(token_hash(credential)) if len(credential) <= _LONGEST_CREDENTIAL else None
         if key is None:
             raise Unauthenticated
         return KeyCaller(key)
 
-    async def _session_of(self, token: str) -> SessionRecord:
+    async def session_of(self, token: str) -> SessionCaller:
+        """The session that a token opens; this read is counted.
+
+        Raises:
+            Unauthenticated: None.
+            RateLimited: It is asked for too often.
+        """
         parts = _SESSION_TOKEN.fullmatch(token)
         presented = token_hash(token)
         found = await self._sessions.read_counted(f"ses_{parts[1]}", presented) if parts else None
         if found is None:
             raise Unauthenticated
         session, reads = found
-        if not hmac.compare_digest(session.token_hash, presented) or self._is_forgotten(session):
+        if session.tenant != self._tenant or self._is_forgotten(session):
             raise Unauthenticated
-        if reads.count > READS_PER_WINDOW:
+        if not hmac.compare_digest(session.token_hash, presented):
+            raise Unauthenticated
+        limit = Limit("session", READS_PER_WINDOW, READ_WINDOW_SECONDS)
+        quota = Quota(limit, limit.most - reads.count, reads.seconds_left)
+        if quota.left < 0:
             raise RateLimited(
-                policy="session", limit=READS_PER_WINDOW, window=READ_WINDOW_SECONDS, retry_after=reads.seconds_left
+                policy=limit.policy, limit=limit.most, window=limit.window_seconds, retry_after=quota.reset_seconds
             )
-        return session
+        return SessionCaller(session, quota)
 
-    async def require_key(self, credential: str | None) -> KeyCaller:
+    async def opener(self, knock: Knock) -> Opener:
+        """Whoever may open sessions.
+
+        Raises:
+            Forbidden: The holder of a session's token: one session does not open another.
+        """
+        caller = await self.identify(knock)
+        match caller:
+            case SessionCaller():
+                raise Forbidden
+            case KeyCaller():
+                await self._doors.by_key(caller.key.name)
+            case UserCaller():
+                await self._doors.by_user(caller.subject)
+            case ClientCaller():
+                pass
+        return caller
+
+    def require_key(self, caller: Caller) -> KeyCaller:
         """A host's server.
 
         Raises:
             Forbidden: Known, but not a host's server.
         """
-        caller = await self.identify(credential)
         if not isinstance(caller, KeyCaller):
             raise Forbidden
         return caller
 
-    async def own_session(self, session_id: str, credential: str | None) -> SessionRecord:
+    def own_session(self, session_id: str, caller: Caller) -> SessionRecord:
         """A session, for whoever holds its token.
 
         Raises:
-            Forbidden: A host's server: it may look at sessions, not act in them.
+            Forbidden: Anybody else we know: they may look at sessions, not act in them.
             NotFound: Another session's token.
         """
-        caller = await self.identify(credential)
-        if isinstance(caller, KeyCaller):
+        if not isinstance(caller, SessionCaller):
             raise Forbidden
         if caller.session.id != session_id:
             raise NotFound
         return caller.session
 
-    async def readable_session(self, session_id: str, credential: str | None) -> SessionRecord:
-        """A session, for whoever holds its token, and for the servers of its tenant.
+    async def readable_session(self, session_id: str, caller: Caller) -> SessionRecord:
+        """A session, for whoever holds its token, for its subject, and for the servers of its tenant.
 
         Raises:
+            Forbidden: A page.
             NotFound: Unknown, or somebody else's.
         """
-        caller = await self.identify(credential)
-        if isinstance(caller, SessionCaller):
-            if caller.session.id != session_id:
-                raise NotFound
-            return caller.session
-        return await self.tenant_session(session_id, caller)
+        match caller:
+            case SessionCaller():
+                return self.own_session(session_id, caller)
+            case KeyCaller():
+                return await self.tenant_session(session_id, caller.key.tenant)
+            case UserCaller():
+                session = await self.tenant_session(session_id, caller.tenant)
+                if session.subject != caller.subject:
+                    raise NotFound
+                return session
+            case ClientCaller():
+                raise Forbidden
 
-    async def tenant_session(self, session_id: str, caller: KeyCaller) -> SessionRecord:
-        """A session of the caller's tenant.
+    def living_session(self, caller: Caller) -> SessionRecord:
+        """The session of whoever holds its token, while it lives.
+
+        Raises:
+            Forbidden: Anybody else we know.
+            SessionExpired: Its time is over.
+        """
+        if not isinstance(caller, SessionCaller):
+            raise Forbidden
+        if state_of(caller.session, self._clock.now()) is State.EXPIRED:
+            raise SessionExpired
+        return caller.session
+
+    async def tenant_session(self, session_id: str, tenant: str) -> SessionRecord:
+        """A session of a tenant.
 
         Raises:
             NotFound: Unknown, or another tenant's.
         """
         session = await self._sessions.read(session_id) if _SESSION_ID.fullmatch(session_id) else None
-        if session is None or session.tenant != caller.key.tenant or self._is_forgotten(session):
+        if session is None or session.tenant != tenant or self._is_forgotten(session):
             raise NotFound
         return session
 

@@ -9,10 +9,12 @@ from service.errors import (
     AlreadyInProgress,
     IdempotencyKeyReused,
     NotFound,
+    OutcomeUnknown,
     ServiceError,
     SessionClosed,
     SessionExpired,
     StoreUnavailable,
+    TooManyAttempts,
     UpstreamCredentialsRejected,
 )
 from service.link.accounts import Accounts
@@ -32,6 +34,15 @@ MOST_INTENTS: Final = 200
 _MOST_TRIES: Final = 4
 """One more for a token that was refused, and some for processes that are paused at the wrong moment."""
 
+MOST_IDEMPOTENCY_KEYS: Final = 100
+"""Names that one session may give its requests; each stays in its hash."""
+
+_ANSWER_SECONDS: Final = 55.0
+"""A caller is answered within this; common load balancers give up after 60."""
+
+_CALL_SECONDS: Final = 16.0
+"""Of these, what is kept for the mark, the bounded call and its result: none of them may be cut."""
+
 _ATTEMPT_LIFE_MS: Final = 120_000
 """Longer than any attempt can take; an older intent belongs to a process that is gone."""
 
@@ -48,6 +59,7 @@ class Attach:
         settlement: Settlement,
         tasks: Tasks,
         clock: Clock,
+        answer_seconds: float = _ANSWER_SECONDS,
     ) -> None:
         self._accounts = accounts
         self._sessions = sessions
@@ -55,6 +67,7 @@ class Attach:
         self._settlement = settlement
         self._tasks = tasks
         self._clock = clock
+        self._answer_seconds = answer_seconds
 
     async def link(self, session: SessionRecord, choice: Choice) -> Linked:
         """Link a choice, or join whoever is linking it, or tell that it is linked.
@@ -62,10 +75,11 @@ class Attach:
         Raises:
             SessionClosed, SessionExpired: The session has ended, or has linked another choice.
             NotFound: An account that this session was never told of.
-            AlreadyInProgress: Another choice is being linked.
+            AlreadyInProgress: Another choice is being linked; or this one, and it takes too long to wait for it.
             IdempotencyKeyReused: The same name for a different request.
+            TooManyAttempts: The session has given its requests too many names.
             UpstreamError: The vendor refused; nothing is linked.
-            OutcomeUnknown: The call was sent, now or earlier, and no clear answer came.
+            OutcomeUnknown: The call was sent, now or earlier, for this choice or another, and no clear answer came.
             ServiceError: Nothing was sent.
         """
         state = state_of(session, self._clock.now())
@@ -73,14 +87,22 @@ class Attach:
             move(state, Event.LINK)
         if not self._accounts.learned(session).issuperset(choice.accounts):
             raise NotFound
-        return await asyncio.shield(self._tasks.spawn(self._link(session, choice), name="link"))
+        linking = self._tasks.spawn(self._link(session, choice), name="link")
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                return await asyncio.shield(linking)
+        except TimeoutError as error:
+            raise AlreadyInProgress from error  # it goes on, and whoever asks again joins it
 
     async def _link(self, session: SessionRecord, choice: Choice) -> Linked:
         """Try, and try again under another name as long as it is certain that nothing ran."""
+        mark_by = self._clock.monotonic() + self._answer_seconds - _CALL_SECONDS
         tokens_refused = 0
-        for _ in range(_MOST_TRIES):
+        for tries in range(_MOST_TRIES):
+            if tries and self._clock.monotonic() >= mark_by:
+                break
             try:
-                return await self._try(session, choice)
+                return await self._try(session, choice, mark_by)
             except TokenRejected as error:
                 tokens_refused += 1
                 if tokens_refused > 1:
@@ -89,11 +111,11 @@ class Attach:
                 continue
         raise AlreadyInProgress
 
-    async def _try(self, session: SessionRecord, choice: Choice) -> Linked:
+    async def _try(self, session: SessionRecord, choice: Choice, mark_by: float) -> Linked:
         attempt_id = f"att_{secrets.token_hex(12)}"
         intent = Intent(attempt_id, Millis(self._clock.now() + _ATTEMPT_LIFE_MS), choice.digest, choice.accounts)
         begun = await self._begin(session, intent, choice)
-        if begun == "other":
+        if begun in {"other", "unknown"}:
             # Perhaps only the remains of a process that died.
             await self._settlement.recover(session if session.intents else await self._read(session.id))
             begun = await self._begin(session, intent, choice)
@@ -102,14 +124,24 @@ class Attach:
             if linked.link is None:
                 raise NotFound
             return Linked(linked.link, linked.choice, replayed=True)
+        if begun == "unknown":
+            raise OutcomeUnknown((await self._read(session.id)).unclear)
+        if begun == "keys":
+            seconds = max(1, -(-(session.expires - self._clock.now()) // 1000))
+            raise TooManyAttempts.keys(limit=MOST_IDEMPOTENCY_KEYS, seconds=seconds)
         if begun != "begun":
             raise _refusal(begun)
-        return await self._attempts.run(Attempt(session, choice, intent))
+        return await self._attempts.run(Attempt(session, choice, intent, mark_by))
 
     async def _begin(self, session: SessionRecord, intent: Intent, choice: Choice) -> Begun:
         try:
             return await self._sessions.begin_link(
-                session.id, intent, now=self._clock.now(), most_intents=MOST_INTENTS, idempotency=choice.idempotency
+                session.id,
+                intent,
+                now=self._clock.now(),
+                most_intents=MOST_INTENTS,
+                most_keys=MOST_IDEMPOTENCY_KEYS,
+                idempotency=choice.idempotency,
             )
         except StoreUnavailable:
             # It may have been announced all the same, and nobody will run it.

@@ -1,9 +1,22 @@
 """One attempt to link one choice: claim, token, mark, one call, result into the guard, result into the session.
 
+The steps, which the comments in `service/stores/lua` cite by number:
+
+1. begin: write the intent into the session, so that whoever closes it, or finds it after a crash, knows of the attempt.
+2. subscribe to what happens to the guards, and look only then, or a notice could fall in between.
+3. claim all accounts of the choice in the guard, or none; wait while others hold them, then claim again.
+4. get the upstream token: this may take long, so it comes before the mark.
+5. mark the accounts as sent, only if all of them are still held.
+6. call the vendor: bounded, never repeated, on a connection of its own.
+7. write the result into the guard: whoever asks there next must not send again.
+8. settle: take the result over into the session, and remove the intent. If a process dies between 7 and 8, whoever
+   reads the session next makes it good (`service.link.settle`).
+
 The mark stands before the call, so that a process that dies leaves "unknown" behind and never "free"; a confirmation
 is recorded whoever holds the account by then; a caller who leaves changes nothing, since an attempt has its own task.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +26,9 @@ from service.errors import (
     AlreadyInProgress,
     OutcomeUnknown,
     ServiceError,
+    UpstreamBusy,
     UpstreamError,
+    UpstreamTimeout,
 )
 from service.link.settle import Settlement, digest_of
 from service.link.token import TokenSource
@@ -85,6 +100,7 @@ class Attempt:
     """What one attempt knows of itself.
 
     Attributes:
+        mark_by: Moment of the monotonic clock until when it must have marked, or give up with nothing sent.
         waited_for: The attempt that it found in its way.
         may_hold: Whether the guard may hold accounts for it.
     """
@@ -92,6 +108,7 @@ class Attempt:
     session: SessionRecord
     choice: Choice
     intent: Intent
+    mark_by: float
     waited_for: str | None = None
     may_hold: bool = False
 
@@ -154,7 +171,7 @@ class Attempts:
 
     async def _claim(self, attempt: Attempt) -> Sequence[str]:
         """Claim what is still to be linked, once nobody else holds it; nothing if all is linked."""
-        give_up = self._clock.monotonic() + self._patience.others
+        give_up = min(self._clock.monotonic() + self._patience.others, attempt.mark_by)
         with self._notices.watch(self._guards.topic) as watch:
             while True:
                 attempt.may_hold = True
@@ -180,8 +197,14 @@ class Attempts:
 
     async def _mark(self, attempt: Attempt, accounts: Sequence[str]) -> UpstreamToken:
         """Mark what was claimed as being sent, with the token at hand: getting one may take longer than a lease."""
-        token = await self._tokens.get()
+        try:
+            async with asyncio.timeout(attempt.mark_by - self._clock.monotonic()):
+                token = await self._tokens.get()
+        except TimeoutError as error:
+            raise UpstreamTimeout from error
         asked_at = self._clock.monotonic()
+        if asked_at >= attempt.mark_by:
+            raise UpstreamTimeout
         verdict = await self._guards.mark_sent(attempt.id, attempt.account_id, accounts)
         if verdict != "sent" or self._clock.monotonic() - asked_at > self._patience.mark:
             raise ClaimLost
@@ -194,6 +217,9 @@ class Attempts:
         except TokenRejected:
             # First of all, or whoever is let in next would take the dead token.
             await self._tokens.drop(token)
+            await self._finish(attempt, "unsent", accounts)
+            raise
+        except UpstreamBusy:
             await self._finish(attempt, "unsent", accounts)
             raise
         except LinkRefused as refused:

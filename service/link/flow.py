@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import Final
 
 from service.clock import Millis
-from service.errors import AlreadyInProgress, ServiceError, SessionClosed, SessionExpired
+from service.errors import AlreadyInProgress, OutcomeUnknown, ServiceError, SessionClosed, SessionExpired
 from service.stores.records import SessionRecord
 
 __all__ = ["MOVES", "Event", "State", "move", "require_open", "state_of"]
@@ -67,7 +67,7 @@ def move(state: State, event: Event) -> State:
     """The state that an event leads to.
 
     Raises:
-        SessionClosed, SessionExpired, AlreadyInProgress: The event is out of turn; nothing changes.
+        SessionClosed, SessionExpired, AlreadyInProgress, OutcomeUnknown: The event is out of turn; nothing changes.
     """
     following = MOVES.get((state, event))
     if following is None:
@@ -80,15 +80,21 @@ def require_open(session: SessionRecord, now: Millis) -> None:
 
     Raises:
         SessionClosed, SessionExpired, AlreadyInProgress: It is not.
+        OutcomeUnknown: What it has linked is unknown; the error names the unclear attempts.
     """
-    move(state_of(session, now), Event.VALIDATE)
+    state = state_of(session, now)
+    if state is State.UNKNOWN:
+        raise OutcomeUnknown(session.unclear)
+    move(state, Event.VALIDATE)
 
 
 def _out_of_turn(state: State) -> ServiceError:
     match state:
         case State.EXPIRED:
             return SessionExpired()
-        case State.LINKING | State.UNKNOWN:
+        case State.LINKING:
             return AlreadyInProgress("A choice of this session is being linked")
+        case State.UNKNOWN:
+            return OutcomeUnknown()
         case _:
             return SessionClosed()

@@ -1,5 +1,6 @@
 """The life of a link session: opened by a host, walked by a person, ended once."""
 
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -7,12 +8,21 @@ from typing import Final
 from pydantic import SecretStr
 
 from service.clock import Clock, Millis
-from service.errors import NotFound
-from service.link.access import KeyCaller, new_session_id, new_session_token, token_hash
+from service.errors import Forbidden, NotFound
+from service.link.access import (
+    ClientCaller,
+    KeyCaller,
+    Opener,
+    UserCaller,
+    new_session_id,
+    new_session_token,
+    token_hash,
+)
 from service.link.settle import Settlement
 from service.link.token import TokenSource
 from service.stores.records import SessionRecord
 from service.stores.sessions import NewSession, SessionStore
+from service.telemetry import log
 
 __all__ = ["Opened", "Sessions"]
 
@@ -30,21 +40,29 @@ class Opened:
 class Sessions:
     """Opens, reads and ends sessions."""
 
-    def __init__(self, *, tokens: TokenSource, sessions: SessionStore, settlement: Settlement, clock: Clock) -> None:
+    def __init__(
+        self, *, tokens: TokenSource, sessions: SessionStore, settlement: Settlement, secret: SecretStr, clock: Clock
+    ) -> None:
         self._tokens = tokens
         self._sessions = sessions
         self._settlement = settlement
+        self._secret_hash = token_hash(secret.get_secret_value())
+        self._leak_told = False
         self._clock = clock
 
     async def open(
-        self, caller: KeyCaller, *, subject: str | None, metadata: Mapping[str, str], ttl_seconds: int | None
+        self, caller: Opener, *, subject: str | None, metadata: Mapping[str, str], ttl_seconds: int | None
     ) -> Opened:
         """Open a session, once the vendor has accepted this service's own credentials.
 
         Raises:
+            Forbidden: Only a host's server decides for whom a session is, what it carries and how long it lives.
             UpstreamCredentialsRejected: It has not; no session is made.
             ServiceError: The vendor or Redis failed; no session is made.
         """
+        if not isinstance(caller, KeyCaller) and (subject is not None or metadata or ttl_seconds is not None):
+            raise Forbidden
+        owner, tenant, subject = _owner(caller, subject)
         upstream = await self._tokens.get()
         now = self._clock.now()
         session_id = new_session_id()
@@ -52,8 +70,8 @@ class Sessions:
         ttl_ms = (ttl_seconds if ttl_seconds is not None else DEFAULT_TTL_SECONDS) * 1000
         new = NewSession(
             id=session_id,
-            tenant=caller.key.tenant,
-            owner=caller.key.name,
+            tenant=tenant,
+            owner=owner,
             subject=subject,
             metadata=metadata,
             created=now,
@@ -62,6 +80,13 @@ class Sessions:
             account_id=upstream.account_id,
         )
         return Opened(await self._sessions.create(new), SecretStr(token))
+
+    def warn_of_leak(self, presented: SecretStr) -> None:
+        """Say once, loudly, that a page carries the vendor's real secret; never the value."""
+        told = token_hash(presented.get_secret_value())
+        if not self._leak_told and hmac.compare_digest(told, self._secret_hash):
+            self._leak_told = True
+            log.error("secret_in_page", hint="a page sends the real secret: delete it there, and have it replaced")
 
     async def look(self, session: SessionRecord) -> SessionRecord:
         """A session that was just read, after making good what a process that died has left in it."""
@@ -81,3 +106,14 @@ class Sessions:
             AlreadyInProgress: A link call may be under way.
         """
         return await self._settlement.close(session.id)
+
+
+def _owner(caller: Opener, subject: str | None) -> tuple[str, str, str | None]:
+    """Who a session belongs to: owner, tenant, subject."""
+    match caller:
+        case KeyCaller():
+            return f"key:{caller.key.name}", caller.key.tenant, subject
+        case UserCaller():
+            return "user", caller.tenant, caller.subject
+        case ClientCaller():
+            return f"client:{caller.client.id}", caller.client.tenant, None

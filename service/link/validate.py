@@ -14,6 +14,7 @@ from service.errors import (
     FieldError,
     InvalidRequest,
     NotFound,
+    OutcomeUnknown,
     ServiceError,
     SessionClosed,
     SessionExpired,
@@ -25,6 +26,7 @@ from service.errors import (
     UpstreamUnavailable,
 )
 from service.link.flow import require_open
+from service.link.limits import Lockout
 from service.link.providers import Providers
 from service.link.token import TokenSource
 from service.link.watch import Watchers
@@ -88,6 +90,7 @@ class Validations:
         table: CompanyTable,
         sessions: SessionStore,
         watchers: Watchers,
+        lockout: Lockout,
         notices: Notices,
         clock: Clock,
         limits: TimeLimits,
@@ -98,6 +101,7 @@ class Validations:
         self._table = table
         self._sessions = sessions
         self._watchers = watchers
+        self._lockout = lockout
         self._notices = notices
         self._clock = clock
         self._limits = limits
@@ -108,6 +112,14 @@ class Validations:
         self._draining.set()
         self._notices.wake_all()
 
+    async def signs_in_elsewhere(self, provider_id: str) -> bool:
+        """Whether people sign in at the provider's own page.
+
+        Raises:
+            NotFound: No such provider.
+        """
+        return self._table.rule(await self._providers.find(provider_id)).sign_in == "oauth"
+
     async def start(
         self, session: SessionRecord, provider_id: str, credentials: Credentials | None
     ) -> ValidationRecord:
@@ -117,25 +129,39 @@ class Validations:
             SessionClosed, SessionExpired, AlreadyInProgress: The session is not open, or this provider has one pending.
             NotFound: No such provider.
             InvalidRequest: The credentials do not fit the provider's way to sign in.
-            TooManyAttempts: The session has had its share.
-            ServiceError: Nothing was sent, since Redis or the provider list was not to be had.
+            OutcomeUnknown: What the session has linked is unknown.
+            TooManyAttempts: The session, or the account at the utility, has had its share.
+            ServiceError: Nothing was sent, since Redis, the provider list or a token was not to be had; no attempt is
+                counted.
         """
         require_open(session, self._clock.now())
         company = await self._providers.find(provider_id)
-        sign_in = self._table.rule(company).sign_in
         self._check(company, credentials)
+        await self._tokens.get()  # before anything is counted: without one, no credentials can be tried
+        account = self._lockout.account(provider_id, credentials.username) if credentials else ""
+        left = await self._spend(account) if account else 0
         job = Job(session.id, f"val_{secrets.token_hex(12)}")
         await self._watchers.claim(job)
         # Should Redis fail here, the claim stays: the validation may be written down, and must not stay pending.
-        added = await self._add(session, job, provider_id, sign_in)
+        added = await self._add(session, job, company, account=account, attempts_left=left)
         if added.verdict != "added":
             await self._watchers.drop(job)
+            if account:
+                await self._lockout.give_back(account)
             raise _refusal(session, added, now=self._clock.now())
         begun = self._watchers.start(job, lambda: self._begin(job, company, credentials))
         with suppress(TimeoutError):
             async with asyncio.timeout(_BEGIN_SECONDS):
                 await asyncio.shield(begun)
         return await self.find(session.id, job.validation_id)
+
+    async def _spend(self, account: str) -> int:
+        try:
+            return await self._lockout.spend(account)
+        except TooManyAttempts:
+            # It was not made: tries at the same time, of which one is let in, must not use up the account's share.
+            await self._lockout.give_back(account)
+            raise
 
     def _check(self, company: Company, credentials: Credentials | None) -> None:
         if self._table.rule(company).sign_in == "password":
@@ -148,13 +174,16 @@ class Validations:
         elif self._table.sign_in_page(company) is None:
             raise InvalidRequest([FieldError("providerId", "This provider is not available")])
 
-    async def _add(self, session: SessionRecord, job: Job, provider_id: str, sign_in: str) -> Added:
+    async def _add(
+        self, session: SessionRecord, job: Job, company: Company, *, account: str, attempts_left: int
+    ) -> Added:
         now = self._clock.now()
+        sign_in = self._table.rule(company).sign_in
         seconds = self._limits.oauth if sign_in == "oauth" else self._limits.password
         return await self._sessions.add_validation(
             session.id,
             job.validation_id,
-            provider_id=provider_id,
+            provider_id=company.id,
             kind=sign_in,
             now=now,
             deadline=Millis(min(now + int(seconds * 1000), session.expires)),
@@ -162,6 +191,8 @@ class Validations:
             most_passwords=MOST_PASSWORDS,
             most=MOST_VALIDATIONS,
             grace_ms=_POLLER_GRACE_MS,
+            account=account,
+            attempts_left=attempts_left,
         )
 
     async def _begin(self, job: Job, company: Company, credentials: Credentials | None) -> str | None:
@@ -197,7 +228,8 @@ class Validations:
                     username=username,
                     password=password,
                 )
-            except (UpstreamTimeout, UpstreamUnavailable) as error:
+            except (UpstreamTimeout, UpstreamUnavailable, UpstreamMalformed) as error:
+                # Also if the answer makes no sense: the vendor may have tried the password.
                 raise _Unclear from error
 
         return await self._tokens.authorized(create)
@@ -278,20 +310,27 @@ def _refusal(session: SessionRecord, added: Added, *, now: Millis) -> ServiceErr
             return NotFound()
         case "expired":
             return SessionExpired()
-        case "linking" | "unknown":
-            return AlreadyInProgress("A choice of this session is being linked")
-        case "pending":
-            location = f"/v1/sessions/{session.id}/validations/{added.detail}"
-            return AlreadyInProgress("This provider is being validated", location=location)
-        case "crowded" | "attempts":
+        case "unknown":
+            return OutcomeUnknown(added.detail.split(",") if added.detail else ())
+        case "linking" | "pending":
+            return _under_way(session, added)
+        case "crowded" | "attempts" | "spent":
             return _too_many(session, added, now)
         case _:
             return SessionClosed()
 
 
+def _under_way(session: SessionRecord, added: Added) -> AlreadyInProgress:
+    if added.verdict == "linking":
+        return AlreadyInProgress("A choice of this session is being linked")
+    location = f"/v1/sessions/{session.id}/validations/{added.detail}"
+    return AlreadyInProgress("This provider is being validated", location=location)
+
+
 def _too_many(session: SessionRecord, added: Added, now: Millis) -> TooManyAttempts:
-    crowded = added.verdict == "crowded"
-    policy, limit = ("pending", MOST_PENDING) if crowded else ("attempts", MOST_PASSWORDS)
-    until = int(added.detail or now) if crowded else session.expires
-    seconds = max(1, -(-(until - now) // 1000))
+    if added.verdict == "crowded":
+        return TooManyAttempts.pending(limit=MOST_PENDING)
+    by_password = added.verdict == "attempts"
+    policy, limit = ("attempts", MOST_PASSWORDS) if by_password else ("validations", MOST_VALIDATIONS)
+    seconds = max(1, -(-(session.expires - now) // 1000))
     return TooManyAttempts(policy=policy, limit=limit, window=seconds, retry_after=seconds)

@@ -12,6 +12,7 @@ from service.clock import Clock
 from service.errors import ServiceError, StoreUnavailable, UpstreamError
 from service.link.accounts import Accounts
 from service.link.flow import State, state_of
+from service.link.limits import Lockout
 from service.link.tasks import Tasks
 from service.link.token import TokenSource
 from service.stores.jobs import Job, JobStore
@@ -61,6 +62,7 @@ class Watchers:
         client: UpstreamClient,
         tokens: TokenSource,
         accounts: Accounts,
+        lockout: Lockout,
         sessions: SessionStore,
         jobs: JobStore,
         notices: Notices,
@@ -71,6 +73,7 @@ class Watchers:
         self._client = client
         self._tokens = tokens
         self._accounts = accounts
+        self._lockout = lockout
         self._sessions = sessions
         self._jobs = jobs
         self._notices = notices
@@ -209,7 +212,7 @@ class Watchers:
                         failures += 1
                     else:
                         if answer.result != "running":
-                            return await self._conclude(job, answer)
+                            return await self._conclude(job, validation, answer)
                 delay = self._cadence.delay(failures)
         return None
 
@@ -237,7 +240,7 @@ class Watchers:
             if self._clock.monotonic() >= until:
                 return validation
 
-    async def _conclude(self, job: Job, answer: JobAnswer) -> None:
+    async def _conclude(self, job: Job, validation: ValidationRecord, answer: JobAnswer) -> None:
         match answer.result:
             case "incorrect_credentials":
                 await self._finish(job, {"state": "rejected", "reason": "incorrect_credentials"})
@@ -249,6 +252,9 @@ class Watchers:
                     "services": ",".join("/".join(pair) for pair in answer.services),
                 }
                 await self._finish(job, changes, sealed)
+                if validation.account:
+                    with suppress(StoreUnavailable):
+                        await self._lockout.forget(validation.account)
             case _:
                 await self._finish(job, {"state": "failed", "reason": "utility_unavailable"})
 

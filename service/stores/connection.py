@@ -147,6 +147,14 @@ class Store:
         """
         await self._bounded(lambda: self._client.set(key, value, px=keep_ms))
 
+    async def delete(self, key: str) -> None:
+        """Remove a key.
+
+        Raises:
+            StoreUnavailable: As `run`.
+        """
+        await self._bounded(lambda: self._client.delete(key))
+
     async def ping(self) -> None:
         """Whether Redis answers.
 
@@ -174,11 +182,26 @@ class Store:
     async def _attempted(self, command: Callable[[], Awaitable[_T]]) -> _T:
         """Try again once when no answer came: on another connection, since redis-py gives up the silent one."""
         try:
-            async with _Patience(self._attempt_seconds):
-                return await command()
+            return await self._attempt(command)
         except TimeoutError:
+            return await self._attempt(command)
+
+    async def _attempt(self, command: Callable[[], Awaitable[_T]]) -> _T:
+        """A command in a task of its own: should redis-py lose a cancellation, the caller goes on all the same."""
+        task = asyncio.ensure_future(command())
+        try:
             async with _Patience(self._attempt_seconds):
-                return await command()
+                return await asyncio.shield(task)
+        except (TimeoutError, asyncio.CancelledError):
+            task.add_done_callback(_forget)
+            task.cancel()
+            raise
+
+
+def _forget(task: asyncio.Future[Any]) -> None:
+    """Nobody waits for it any more, and what it ended with is no news."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _connect(url: str, command_seconds: float) -> Redis | RedisCluster:

@@ -33,6 +33,10 @@ class Keys:
         """Forbids an attempt to send."""
         return f"{self.prefix}:{{g:{self.tenant}}}:void:{attempt}"
 
+    def limit(self, policy: str, who: str) -> str:
+        """How often somebody did something in the current window."""
+        return f"{self.prefix}:{{l:{policy}:{who}}}"
+
     @property
     def token(self) -> str:
         """The upstream token, sealed."""

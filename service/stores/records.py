@@ -43,6 +43,8 @@ class ValidationRecord:
         deadline: From then on it has timed out.
         job_id: The vendor's job, once it has answered.
         reason: Why it was rejected or failed.
+        account: What the attempt was counted by (`service.link.limits.Lockout`).
+        attempts_left: Further passwords that may be tried, should this one be wrong.
         accounts: Utility accounts that it found.
         services: Service accounts that the job itself named (OAuth), each with its utility account: (utility, service).
     """
@@ -56,6 +58,8 @@ class ValidationRecord:
     job_id: str | None = None
     reason: str | None = None
     authorize_url: str | None = None
+    account: str | None = None
+    attempts_left: int | None = None
     accounts: Sequence[str] = ()
     services: Sequence[tuple[str, str]] = ()
 
@@ -158,6 +162,8 @@ def _validation(validation_id: str, fields: Mapping[str, str]) -> ValidationReco
         job_id=part("job"),
         reason=part("reason"),
         authorize_url=part("authorize"),
+        account=part("account"),
+        attempts_left=int(part("left") or 0) if part("left") else None,
         accounts=_split(part("accounts")),
         services=[(pair.partition("/")[0], pair.partition("/")[2]) for pair in _split(part("services"))],
     )

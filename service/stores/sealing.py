@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 __all__ = ["KeyRing", "UnsealError"]
 
@@ -26,6 +28,7 @@ class KeyRing:
     """
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
+        self._first = next(iter(keys.values()))
         self._ciphers = {name: AESGCM(key) for name, key in keys.items()}
         self._active = next(iter(keys))
 
@@ -50,3 +53,7 @@ class KeyRing:
             return cipher.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], place.encode())
         except (InvalidTag, ValueError, binascii.Error) as error:
             raise UnsealError("the seal is broken") from error
+
+    def derive(self, purpose: str) -> bytes:
+        """A key of its own for something else than sealing, from the active key (HKDF, RFC 5869)."""
+        return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=purpose.encode()).derive(self._first)

@@ -16,7 +16,7 @@ __all__ = ["Added", "Begun", "NewSession", "Reads", "SessionStore", "Settled"]
 
 READ_WINDOW_SECONDS: Final = 60
 
-Begun = Literal["begun", "missing", "reused", "closed", "expired", "linked", "settled", "other"]
+Begun = Literal["begun", "missing", "reused", "closed", "expired", "linked", "settled", "other", "unknown", "keys"]
 Closed = Literal["closed", "missing", "linked", "unknown", "expired", "intents"]
 
 
@@ -48,11 +48,21 @@ class Added:
     """Whether a validation was written down; if not, why not.
 
     Attributes:
-        detail: Of `pending` the validation that is, of `crowded` the earliest deadline of those that are.
+        detail: Of `pending` the validation that is, of `unknown` the unclear attempts.
     """
 
     verdict: Literal[
-        "added", "missing", "linked", "unknown", "closed", "expired", "linking", "pending", "crowded", "attempts"
+        "added",
+        "missing",
+        "linked",
+        "unknown",
+        "closed",
+        "expired",
+        "linking",
+        "pending",
+        "crowded",
+        "attempts",
+        "spent",
     ]
     detail: str | None = None
 
@@ -134,13 +144,26 @@ class SessionStore:
         most_passwords: int,
         most: int,
         grace_ms: int,
+        account: str,
+        attempts_left: int,
     ) -> Added:
         """Write down a validation before anything is sent, if the session may have one more."""
         limits = [most_pending, most_passwords, most, grace_ms]
         answer = await self._store.run(
             "validation_add",
             keys=[self._keys.session(session_id)],
-            args=[now, validation_id, provider_id, kind, deadline, *limits, self._keys.channel, session_id],
+            args=[
+                now,
+                validation_id,
+                provider_id,
+                kind,
+                deadline,
+                *limits,
+                self._keys.channel,
+                session_id,
+                account,
+                attempts_left,
+            ],
         )
         return Added(answer[0], answer[1] if len(answer) > 1 else None)
 
@@ -165,7 +188,14 @@ class SessionStore:
         await self._store.run("accounts_put", keys=[self._keys.session(session_id)], args=flat)
 
     async def begin_link(
-        self, session_id: str, intent: Intent, *, now: Millis, most_intents: int, idempotency: tuple[str, str] | None
+        self,
+        session_id: str,
+        intent: Intent,
+        *,
+        now: Millis,
+        most_intents: int,
+        most_keys: int,
+        idempotency: tuple[str, str] | None,
     ) -> Begun:
         """Announce an attempt to link, or find out why it may not begin."""
         name, fingerprint = idempotency or ("", "")
@@ -180,6 +210,7 @@ class SessionStore:
                 most_intents,
                 name and f"idem:{name}",
                 fingerprint,
+                most_keys,
             ],
         )
         return cast("Begun", answer)

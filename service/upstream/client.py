@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from service.errors import (
     ServiceError,
+    UpstreamBusy,
     UpstreamCredentialsRejected,
     UpstreamError,
     UpstreamTimeout,
@@ -43,7 +44,8 @@ class UpstreamClient:
     """The vendor's API for one pair of client id and secret.
 
     Every method raises `UpstreamTimeout`, `UpstreamUnavailable`, `UpstreamMalformed` or `UpstreamError` when the vendor
-    fails, and `TokenRejected` when a bearer token is not taken (any more).
+    fails, `UpstreamBusy` when nothing was sent for want of a connection, and `TokenRejected` when a bearer token is not
+    taken (any more).
 
     Attributes:
         reachable: Whether the last call had an answer; None before the first.
@@ -86,7 +88,8 @@ class UpstreamClient:
             "utilityCompanyId": company_id,
         }
         headers = {"type": job_type} if job_type is not None else None
-        call = self._transport.act(f"{self._credentials_base}/jobs", body=body, token=token, headers=headers)
+        url = f"{self._credentials_base}/jobs"
+        call = self._transport.act(url, body=body, token=token, headers=headers, lane="jobs")
         answer = await self._measured("create_job", call)
         _expect(answer, HTTPStatus.CREATED)
         return wire.parse_job_id(answer.body)
@@ -107,13 +110,20 @@ class UpstreamClient:
             TokenRejected: A complete 401: nothing ran.
             LinkRefused: A 4xx but 408 and 429: nothing is linked.
             LinkUnclear: Everything else, and silence.
+            UpstreamBusy: No connection was free: nothing was sent.
         """
         url = f"{self._base}/{account_id}/utility-service-accounts/batch"
         call = self._transport.act(
-            url, body=list(service_account_ids), token=token, want_body=lambda status: status == HTTPStatus.UNAUTHORIZED
+            url,
+            body=list(service_account_ids),
+            token=token,
+            want_body=lambda status: status == HTTPStatus.UNAUTHORIZED,
+            lane="links",
         )
         try:
             status = (await self._measured("link", call)).status
+        except UpstreamBusy:
+            raise
         except ServiceError as error:
             raise LinkUnclear from error
         if status == HTTPStatus.CREATED:
@@ -143,7 +153,8 @@ class UpstreamClient:
             outcome = str(answer.status)
         except ServiceError as error:
             outcome = error.code
-            self.reachable = not isinstance(error, (UpstreamTimeout, UpstreamUnavailable))
+            if not isinstance(error, UpstreamBusy):
+                self.reachable = not isinstance(error, (UpstreamTimeout, UpstreamUnavailable))
             raise
         else:
             self.reachable = True

@@ -2,26 +2,29 @@
 
 pyreqwest's ways that matter here, each with a test: cancelling the task that awaits an exchange does not abort it, so
 each request carries its own deadline; `ConnectError` and `ConnectTimeoutError` are raised after the request was sent,
-too, so no exception proves that nothing arrived; the body is read ahead of the status unless told otherwise; redirects,
-proxies and decompression are switched explicitly.
+too, so of all exceptions only `PoolTimeoutError` proves that nothing arrived; the body is read ahead of the status
+unless told otherwise; redirects, proxies and decompression are switched explicitly.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self, get_args
 
 import orjson
 from pydantic import SecretStr
 from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import DecodeError, PyreqwestError, RequestTimeoutError
+from pyreqwest.exceptions import DecodeError, PoolTimeoutError, PyreqwestError, RequestTimeoutError
 from pyreqwest.proxy import ProxyBuilder
 from pyreqwest.response import Response
 
-from service.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnavailable
+from service.errors import UpstreamBusy, UpstreamMalformed, UpstreamTimeout, UpstreamUnavailable
 
-__all__ = ["MAX_BODY_BYTES", "Answer", "Transport", "TransportLimits"]
+__all__ = ["MAX_BODY_BYTES", "Answer", "Lane", "Transport", "TransportLimits"]
+
+Lane = Literal["common", "jobs", "links"]
+"""Whose connections a call may use up: one kind of call that hangs must not keep another one waiting."""
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 """Largest JSON body that is read, counted after decompression."""
@@ -33,7 +36,7 @@ def _always(_status: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TransportLimits:
-    """Bounds of one exchange, in seconds and connections."""
+    """Bounds of one exchange, in seconds and connections (of each pool)."""
 
     connect_seconds: float = 2.0
     total_seconds: float = 10.0
@@ -51,7 +54,7 @@ class Answer:
 
 
 class Transport:
-    """Two connection pools to one vendor: reads share kept-alive connections, calls that act get fresh ones.
+    """Connection pools to one vendor: reads share kept-alive connections, calls that act get fresh ones, by lane.
 
     A kept-alive connection that the other side has closed looks like a lost answer, and a lost answer to a call that
     acts must not be repeated.
@@ -93,7 +96,7 @@ class Transport:
 
         self._total = timedelta(seconds=limits.total_seconds)
         self._kept = build(limits.max_connections)
-        self._fresh = build(0)
+        self._fresh: dict[Lane, Client] = {lane: build(0) for lane in get_args(Lane)}
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,17 +105,19 @@ class Transport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._kept.close()
-        await self._fresh.close()
+        for client in self._fresh.values():
+            await client.close()
 
-    async def read(self, url: str, *, token: SecretStr, fresh: bool = False) -> Answer:
+    async def read(self, url: str, *, token: SecretStr | None, fresh: bool = False) -> Answer:
         """GET on a kept-alive connection, or on a `fresh` one.
 
         Raises:
+            UpstreamBusy: No connection was free in time; nothing was sent.
             UpstreamTimeout: No complete answer within the time limit.
             UpstreamUnavailable: The connection failed or broke.
             UpstreamMalformed: The body is over `MAX_BODY_BYTES`.
         """
-        return await self._exchange(self._fresh if fresh else self._kept, "GET", url, token=token)
+        return await self._exchange(self._fresh["common"] if fresh else self._kept, "GET", url, token=token)
 
     async def act(
         self,
@@ -122,6 +127,7 @@ class Transport:
         token: SecretStr | None = None,
         headers: Mapping[str, str] | None = None,
         want_body: Callable[[int], bool] = _always,
+        lane: Lane = "common",
     ) -> Answer:
         """POST `body` as JSON on a connection of its own, exactly once.
 
@@ -131,14 +137,16 @@ class Transport:
             token: Bearer token, for all calls but the one that fetches it.
             headers: Further request headers.
             want_body: Given the status, says whether the body matters; where it does not, a broken one does no harm.
+            lane: Whose connections it uses.
 
         Raises:
+            UpstreamBusy: As `read`.
             UpstreamTimeout: As `read`; whether the call took effect is unknown.
             UpstreamUnavailable: As `read`; whether the call took effect is unknown.
             UpstreamMalformed: As `read`.
         """
         return await self._exchange(
-            self._fresh, "POST", url, token=token, body=body, headers=headers, want_body=want_body
+            self._fresh[lane], "POST", url, token=token, body=body, headers=headers, want_body=want_body
         )
 
     async def _exchange(
@@ -165,6 +173,8 @@ class Transport:
         try:
             async with request.build_streamed() as response:
                 return Answer(response.status, await _read_bounded(response) if want_body(response.status) else b"")
+        except PoolTimeoutError as error:
+            raise UpstreamBusy from error
         except RequestTimeoutError as error:
             raise UpstreamTimeout from error
         except DecodeError as error:

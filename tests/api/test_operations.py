@@ -39,6 +39,10 @@ async def test_an_instance_that_drains_takes_no_new_work(replica: Replica, upstr
     replica.app.state.health.draining = True
     ready = await replica.client.get("/readyz")
     assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+    # Load balancers have not noticed yet: what they send is served until the process closes.
+    await replica.walk().open()
+    upstream.world.calls.clear()
+    replica.app.state.health.closing = True
     for refused in (await walk.validate(), await walk.link(["a"])):
         assert (refused.status_code, refused.json()["code"]) == (503, "shutting_down")
         assert refused.json()["message"] == "Rejected: Internal server error"

@@ -12,9 +12,10 @@ from service.app import create_app
 from service.settings import Settings
 
 OPEN = {"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/docs/assets"}
+OPEN |= {"/sdk/{name}", "/sdk/{version}/{name}", "/logos/{provider_id}"}
 
 POLICY_OF = {
-    "create_session": "server_caller",
+    "create_session": "door",
     "replace_session_token": "key_session",
     "get_session": "readable_session",
     "close_session": "readable_session",
@@ -24,6 +25,12 @@ POLICY_OF = {
     "cancel_validation": "own_session",
     "list_service_accounts": "own_session",
     "create_link": "own_session",
+    "widget_access_token": "page_door",
+    "widget_utility_companies": "widget_session",
+    "widget_create_job": "widget_session",
+    "widget_job": "widget_session",
+    "widget_utility_account": "widget_session",
+    "widget_link": "widget_session",
 }
 
 

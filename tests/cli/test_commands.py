@@ -10,9 +10,9 @@ from tests.cli.conftest import run
 
 
 def test_a_new_key_comes_with_the_setting_that_takes_it() -> None:
-    told, setting = run("keys", "new", "shop", "--scopes", "links+events").stdout.splitlines()
+    told, setting = run("keys", "new", "shop").stdout.splitlines()
     key = told.split()[-1]
-    assert setting == f"OMNICONNECT_API_KEYS=shop:{hashlib.sha256(key.encode()).hexdigest()}:links+events"
+    assert setting == f"OMNICONNECT_API_KEYS=shop:{hashlib.sha256(key.encode()).hexdigest()}"
     name, value = run("keys", "new", "main", "--encryption").stdout.strip().split("=", 1)
     assert name == "OMNICONNECT_ENCRYPTION_KEYS"
     assert len(base64.b64decode(value.removeprefix("main:"))) == 32

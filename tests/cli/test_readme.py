@@ -18,8 +18,10 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value: Any = field.get_default(call_default_factory=True)
-    if value is None or value == {} or isinstance(value, SecretStr):
+    if value is None or value in ({}, frozenset()) or isinstance(value, SecretStr):
         return ""
+    if isinstance(value, frozenset):
+        value = ",".join(sorted(value))
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

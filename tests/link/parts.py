@@ -83,6 +83,7 @@ def made_of(
     lease_ms: int = 60_000,
     sent_lease_ms: int = 60_000,
     patience: Patience | None = None,
+    answer_seconds: float = 55,
     guard_kind: type[GuardStore] = GuardStore,
 ) -> Parts:
     keys = Keys(prefix, "default")
@@ -108,6 +109,7 @@ def made_of(
         settlement=settlement,
         tasks=tasks,
         clock=clock,
+        answer_seconds=answer_seconds,
     )
     return Parts(sessions, guards, settlement, attach, tasks, notices, clock)
 

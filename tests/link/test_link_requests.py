@@ -275,10 +275,28 @@ async def test_an_unknown_session_links_no_other_choice_and_cannot_be_closed(
     walk = replica.walk()
     a, b = await walk.ready("user_quick")
     upstream.world.faults.add("batch", "status", value=500)
-    await walk.link([a])
-    assert _code(await walk.link([b])) == (409, "already_in_progress")
+    unclear = (await walk.link([a])).json()["attempts"]
+    for refused in (await walk.link([b]), await walk.validate("user_quick")):
+        assert _code(refused) == (504, "outcome_unknown")
+        assert (refused.json()["attempts"], refused.json()["retryable"]) == (unclear, False)
+        assert "Retry-After" not in refused.headers
     assert _code(await walk.close()) == (200, "outcome_unknown")
     assert _batches(upstream) == 1
+
+
+async def test_a_session_takes_a_hundred_idempotency_keys(replica: Replica, upstream: SandboxServer) -> None:
+    walk = replica.walk()
+    ids = await walk.ready("user_quick")
+    upstream.world.faults.add("batch", "status", value=400, times=None)
+    for number in range(100):
+        assert _code(await walk.link(ids, key=f"k{number}")) == (502, "upstream_error")
+    refused = await walk.link(ids, key="one-more")
+    assert _code(refused) == (429, "too_many_attempts")
+    assert (refused.json()["retryable"], refused.json()["displayMessage"]) == (False, None)
+    assert refused.headers["RateLimit-Policy"].startswith('"idempotency-keys";q=100;w=')
+    assert 1700 < int(refused.headers["Retry-After"]) <= 1800
+    upstream.world.faults.clear()
+    assert _accounts(await walk.link(ids, key="k7")) == sorted(ids)
 
 
 async def test_a_caller_who_leaves_finds_the_result(replica: Replica, upstream: SandboxServer) -> None:

@@ -37,7 +37,9 @@ async def silent(valkey: str, prefix: str, clock: MovableClock) -> AsyncIterator
 async def _begin(parts: Parts, name: str, accounts: list[str] = AB, *, seconds: int = 120, key: str = "") -> str:
     intent = _intent(name, accounts, parts, seconds=seconds)
     named = (key, "f" + "".join(accounts)) if key else None
-    return await parts.sessions.begin_link("S", intent, now=parts.clock.now(), most_intents=3, idempotency=named)
+    return await parts.sessions.begin_link(
+        "S", intent, now=parts.clock.now(), most_intents=3, most_keys=3, idempotency=named
+    )
 
 
 async def _claim(parts: Parts, name: str, accounts: list[str] = AB) -> str:

@@ -189,9 +189,10 @@ async def test_a_401_that_stays_ends_after_one_repetition(replica: Replica, upst
     assert fetches(upstream) == 2
 
 
-async def test_redis_cannot_read_it(replica: Replica, upstream: SandboxServer, store: Store, prefix: str) -> None:
+async def test_redis_cannot_read_it(replica: Replica, upstream: SandboxServer, store: Store) -> None:
     token = await source(replica).get()
-    stored = await store.hash(Keys(prefix, "default").token)
+    stored = await store.hash(source(replica)._store._key)
+    assert stored
     assert token.value.get_secret_value() not in str(stored)
     assert token.value.get_secret_value() not in repr(token)
     sealed = base64.b64decode(stored["sealed"].partition(".")[2])

@@ -29,10 +29,10 @@ MIB = 2**20
         ("status", 503, True, "utility_unavailable", "OM500"),
         ("status", 400, False, "utility_unavailable", "OM500"),
         ("status", 307, False, "utility_unavailable", "OM500"),
-        ("malformed", None, True, "upstream_malformed", "OM500"),
-        ("html", None, True, "upstream_malformed", "OM500"),
-        ("huge", 2 * MIB, True, "upstream_malformed", "OM500"),
-        ("gzip_bomb", 2 * MIB, True, "upstream_malformed", "OM500"),
+        ("malformed", None, True, "outcome_unknown", "OM500"),
+        ("html", None, True, "outcome_unknown", "OM500"),
+        ("huge", 2 * MIB, True, "outcome_unknown", "OM500"),
+        ("gzip_bomb", 2 * MIB, True, "outcome_unknown", "OM500"),
     ],
 )
 async def test_credentials_are_sent_once_whatever_the_answer(
@@ -52,6 +52,8 @@ async def test_credentials_are_sent_once_whatever_the_answer(
     assert (answer.json()["status"], answer.json()["code"]) == (status, reason)
     assert (answer.json()["validation"]["state"], answer.json()["validation"]["reason"]) == ("failed", reason)
     assert answer.json()["message"] == "Rejected: Internal server error"
+    # Whatever the vendor has done with the password, no library may send it again by itself.
+    assert answer.json()["retryable"] is False
     assert len(vendor.world.calls.all("jobs")) == 1
     # The person may decide to try again.
     assert (await walk.validate("user_quick")).json()["validation"]["state"] == "succeeded"
@@ -127,16 +129,23 @@ async def test_a_poll_that_is_clearly_refused_ends_the_validation(
     assert len(vendor.world.calls.all("job")) == 1
 
 
-async def test_a_validation_without_token_ends_and_sends_nothing(
-    replica: Replica, upstream: SandboxServer, clock: MovableClock
+@pytest.mark.parametrize(
+    ("status", "told"), [(401, (502, "upstream_credentials_rejected")), (500, (502, "upstream_error"))]
+)
+async def test_without_a_token_nothing_is_sent_and_no_password_attempt_is_counted(
+    replica: Replica, upstream: SandboxServer, clock: MovableClock, status: int, told: tuple[int, str]
 ) -> None:
     walk = await replica.walk().open(ttlSeconds=4 * 3600)
     await replica.client.get("/v1/providers", headers=walk.headers)
     clock.forward(3601)
-    upstream.world.faults.add("token", "status", value=401, times=None)
-    answer = (await walk.validate("user_good", PASSWORD)).json()
-    assert answer["validation"]["reason"] == "upstream_credentials_rejected"
+    upstream.world.faults.add("token", "status", value=status, times=None)
+    for _ in range(6):  # more than a session, or an account, may try passwords
+        answer = await walk.validate("user_quick", PASSWORD)
+        assert (answer.status_code, answer.json()["code"]) == told
     assert upstream.world.calls.all("jobs") == []
+    assert (await walk.show()).json()["session"]["validations"] == []
+    upstream.world.faults.clear()
+    assert (await walk.validate("user_quick", PASSWORD)).json()["validation"]["state"] == "succeeded"
 
 
 async def test_what_the_vendor_takes_to_accept_a_job_counts_as_waiting(

@@ -135,16 +135,18 @@ async def test_three_validations_may_be_pending(shared: Replica, vendor: Sandbox
         assert (await walk.validate("user_never", provider=provider, wait=None)).status_code == 202
     refused = await walk.validate("user_never", provider=invented[3], wait=None)
     assert (refused.status_code, refused.json()["code"]) == (429, "too_many_attempts")
-    assert refused.headers["RateLimit-Policy"].startswith('"pending";q=3;w=')
-    # No longer than until the first of them times out.
-    assert 1 <= int(refused.headers["Retry-After"]) <= 180
+    assert (refused.json()["retryable"], refused.json()["displayMessage"]) == (True, None)
+    assert "are pending" in refused.json()["message"]
+    assert refused.headers["RateLimit-Policy"] == '"pending";q=3;w=5'
+    assert refused.headers["Retry-After"] == "5"
     assert len(vendor.world.calls.all("jobs")) == 3
 
 
 async def test_a_session_has_five_passwords(replica: Replica, upstream: SandboxServer, clock: MovableClock) -> None:
     walk = await replica.walk().open(ttlSeconds=600)
-    for _ in range(5):
-        assert (await walk.validate("user_good", "wrong")).json()["validation"]["state"] == "rejected"
+    for number in range(5):
+        tried = await walk.validate(f"user_{number}", "wrong")
+        assert tried.json()["validation"]["state"] == "rejected"
     clock.forward(100)
     refused = await walk.validate("user_good")
     assert refused.status_code == 429
@@ -156,6 +158,20 @@ async def test_a_session_has_five_passwords(replica: Replica, upstream: SandboxS
     assert refused.headers["RateLimit"] == f'"attempts";r=0;t={left}'
     assert len(upstream.world.calls.all("jobs")) == 5
     assert (await walk.validate(None, provider=PGE, wait=None)).status_code == 202
+
+
+async def test_a_session_has_twenty_validations(shared: Replica) -> None:
+    walk = await shared.walk().open(ttlSeconds=600)
+    for _ in range(20):
+        started = await walk.validate(None, provider=PGE, wait=None)
+        assert started.status_code == 202
+        await shared.client.delete(started.headers["Location"], headers=walk.headers)
+    refused = await walk.validate(None, provider=PGE, wait=None)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_attempts")
+    assert refused.json()["retryable"] is False
+    left = int(refused.headers["Retry-After"])
+    assert 580 <= left <= 600
+    assert refused.headers["RateLimit-Policy"] == f'"validations";q=20;w={left}'
 
 
 @pytest.mark.parametrize("provider", [PGE, KESTREL])

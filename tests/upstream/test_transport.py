@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
 import orjson
@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 from pyreqwest.exceptions import ConnectError
 
-from service.errors import UpstreamMalformed, UpstreamTimeout, UpstreamUnavailable
+from service.errors import UpstreamBusy, UpstreamMalformed, UpstreamTimeout, UpstreamUnavailable
 from service.upstream.client import LinkUnclear, UpstreamClient
 from service.upstream.transport import MAX_BODY_BYTES, Transport, TransportLimits
 from tests.processes import eventually
@@ -29,9 +29,14 @@ async def vendor() -> AsyncIterator[RawVendor]:
 
 
 def transport(
-    total: float = 10.0, *, connections: int = 512, proxy: str | None = None, https_only: bool = False
+    total: float = 10.0,
+    *,
+    connections: int = 512,
+    pool_wait: float = 3,
+    proxy: str | None = None,
+    https_only: bool = False,
 ) -> Transport:
-    limits = TransportLimits(total_seconds=total, max_connections=connections, pool_wait_seconds=3)
+    limits = TransportLimits(total_seconds=total, max_connections=connections, pool_wait_seconds=pool_wait)
     return Transport(limits=limits, user_agent="test", https_only=https_only, proxy=SecretStr(proxy) if proxy else None)
 
 
@@ -189,6 +194,46 @@ async def test_a_drip_is_over_at_the_deadline(vendor: RawVendor, *, head_first: 
         with pytest.raises(UpstreamTimeout):
             await over.read(f"{vendor.url}/jobs/1", token=TOKEN)
     assert time.monotonic() - started < GENEROUS_SECONDS
+
+
+# Too many calls at once
+
+
+async def test_a_call_without_a_free_connection_was_not_sent_and_says_so(vendor: RawVendor) -> None:
+    vendor.says |= dict.fromkeys(("batch", "jobs", "job"), silence)
+    async with transport(connections=1, pool_wait=0.2) as over:
+        calls = client(vendor, over)
+
+        def link() -> Awaitable[None]:
+            return calls.link(TOKEN, account_id="acc", service_account_ids=["a"])
+
+        def validate() -> Awaitable[str]:
+            return calls.create_job(TOKEN, company_id="c", job_type=None, username=TOKEN, password=TOKEN)
+
+        def poll() -> Awaitable[object]:
+            return calls.read_job(TOKEN, "1")
+
+        for number, send in enumerate((link, validate, poll), start=1):
+            first = asyncio.ensure_future(send())
+            await arrived(vendor, number)
+            with pytest.raises(UpstreamBusy):
+                await send()
+            assert len(vendor.seen) == number
+            first.cancel()
+        assert calls.reachable is None, "a full pool says nothing of the vendor"
+
+
+async def test_validations_that_hang_keep_no_link_waiting(vendor: RawVendor) -> None:
+    vendor.says["jobs"] = silence
+    async with transport(connections=1, pool_wait=0.2) as over:
+        calls = client(vendor, over)
+        hanging = asyncio.create_task(
+            calls.create_job(TOKEN, company_id="c", job_type=None, username=TOKEN, password=TOKEN)
+        )
+        await arrived(vendor)
+        await calls.fetch_token()
+        await calls.link(TOKEN, account_id="acc", service_account_ids=["a"])
+        hanging.cancel()
 
 
 # Where a call goes

@@ -1,4 +1,4 @@
--- Claim all accounts of a choice, or none (exactly-once, step 3).
+-- Claim all accounts of a choice, or none (step 3 of `service/link/attempt.py`).
 -- KEYS: void mark of this attempt, then one guard per service account.
 -- ARGV: attempt, digest of the choice, lease in ms, ms to keep, the attempt that was waited for or '', attempts to send again ...
 -- Returns {'voided'} | {'done'} | {'overlap'} | {'held', attempt, ms left} | {'refused', why}

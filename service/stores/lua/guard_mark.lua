@@ -1,4 +1,4 @@
--- Mark accounts as being sent, only if this attempt still holds all of them (exactly-once, step 5); else give them back.
+-- Mark accounts as being sent, only if this attempt still holds all of them (step 5 of `service/link/attempt.py`); else give them back.
 -- KEYS: void mark of this attempt, then one guard per account that was claimed. ARGV: attempt, lease in ms, channel, topic.
 -- Returns 'sent' | 'voided' | 'lost'.
 local me = ARGV[1]

@@ -1,4 +1,4 @@
--- Record how an attempt ended (exactly-once, step 7), or that it gave up without sending.
+-- Record how an attempt ended (step 7 of `service/link/attempt.py`), or that it gave up without sending.
 -- Returns, for 'unknown', all unclear attempts of these accounts.
 -- KEYS: one guard per account that was claimed. ARGV: attempt, 'linked' | 'refused' | 'unknown' | 'unsent', why, ms to keep, channel, topic.
 local me, result = ARGV[1], ARGV[2]

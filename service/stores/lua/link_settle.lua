@@ -1,4 +1,4 @@
--- Take an attempt's result over into its session (exactly-once, step 8). Running it again changes nothing.
+-- Take an attempt's result over into its session (step 8 of `service/link/attempt.py`). Running it again changes nothing.
 -- KEYS: session. ARGV: now, attempt, 'linked' | 'unknown' | 'open', link, digest, choice, unknown attempts, ms to keep, channel, topic.
 -- Returns {state, link}.
 local session, result = KEYS[1], ARGV[3]

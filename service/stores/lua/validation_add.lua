@@ -1,8 +1,9 @@
 -- Write down a validation before anything is sent, if the session may have one more.
 -- KEYS: session. ARGV: now, validation, provider, sign-in kind, deadline, most pending, most by password, most in all,
--- ms after its deadline from which a pending one counts as given up, channel, topic.
--- Returns {'added'}, or why not: {'missing'}, {state}, {'expired'}, {'linking'}, {'pending', validation}, {'attempts'},
--- {'crowded', earliest deadline of those that are pending}.
+-- ms after its deadline from which a pending one counts as given up, channel, topic, what a password's account is counted
+-- by, how many more passwords that account may see.
+-- Returns {'added'}, or why not: {'missing'}, {state}, {'unknown', unclear link attempts}, {'expired'}, {'linking'},
+-- {'pending', validation}, {'spent'} (most in all), {'attempts'} (most by password), {'crowded'} (most pending).
 local now, id, provider, kind = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 local raw = redis.call('HGETALL', KEYS[1])
 if #raw == 0 then return {'missing'} end
@@ -10,9 +11,9 @@ local session = {}
 for i = 1, #raw, 2 do session[raw[i]] = raw[i + 1] end
 local prefix = 'val:' .. id .. ':'
 if session[prefix .. 'state'] then return {'added'} end
-if session['state'] ~= 'open' then return {session['state']} end
+if session['state'] ~= 'open' then return {session['state'], session['unclear'] or ''} end
 if tonumber(session['expires']) <= now then return {'expired'} end
-local pending, total, passwords, earliest = 0, 0, tonumber(session['passwords'] or '0'), nil
+local pending, total, passwords = 0, 0, tonumber(session['passwords'] or '0')
 for name, value in pairs(session) do
   if string.sub(name, 1, 7) == 'intent:' then return {'linking'} end
   local other = string.match(name, '^val:(.+):state$')
@@ -21,15 +22,17 @@ for name, value in pairs(session) do
     local deadline = tonumber(session['val:' .. other .. ':deadline'] or '0')
     if value == 'pending' and deadline + tonumber(ARGV[9]) > now then
       pending = pending + 1
-      if not earliest or deadline < earliest then earliest = deadline end
       if session['val:' .. other .. ':provider'] == provider then return {'pending', other} end
     end
   end
 end
-if total >= tonumber(ARGV[8]) then return {'attempts'} end
+if total >= tonumber(ARGV[8]) then return {'spent'} end
 if kind == 'password' and passwords >= tonumber(ARGV[7]) then return {'attempts'} end
-if pending >= tonumber(ARGV[6]) then return {'crowded', string.format('%.0f', earliest)} end
-if kind == 'password' then redis.call('HINCRBY', KEYS[1], 'passwords', 1) end
+if pending >= tonumber(ARGV[6]) then return {'crowded'} end
+if kind == 'password' then
+  local left = tonumber(ARGV[7]) - redis.call('HINCRBY', KEYS[1], 'passwords', 1)
+  redis.call('HSET', KEYS[1], prefix .. 'account', ARGV[12], prefix .. 'left', math.min(left, tonumber(ARGV[13])))
+end
 redis.call('HSET', KEYS[1], prefix .. 'state', 'pending', prefix .. 'provider', provider, prefix .. 'kind', kind,
   prefix .. 'created', ARGV[1], prefix .. 'deadline', ARGV[5])
 redis.call('PUBLISH', ARGV[10], ARGV[11])

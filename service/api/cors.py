@@ -1,0 +1,65 @@
+"""Cross-origin calls: an exact list of origins, nothing by pattern, never with cookies (Fetch standard, 3.2)."""
+
+from typing import Final
+
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["ApiCors"]
+
+_PATHS: Final = ("/v1/", "/api/")
+_METHODS: Final = ("GET", "POST", "DELETE")
+_REQUEST_HEADERS: Final = (
+    "Accept",
+    "Authorization",
+    "Cache-Control",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+    "Type",
+    "X-Request-Id",
+)
+_ANSWER_HEADERS: Final = (
+    "ETag",
+    "Idempotency-Replayed",
+    "Location",
+    "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "X-Request-Id",
+)
+_PREFLIGHT_SECONDS: Final = 600
+
+
+class ApiCors:
+    """Outside of everything that may answer, so that errors can be read by the page as well."""
+
+    def __init__(self, app: ASGIApp, *, origins: frozenset[str]) -> None:
+        self._app = app
+        self._cors = CORSMiddleware(
+            app,
+            allow_origins=sorted(origins),
+            allow_methods=_METHODS,
+            allow_headers=_REQUEST_HEADERS,
+            expose_headers=_ANSWER_HEADERS,
+            allow_credentials=False,
+            max_age=_PREFLIGHT_SECONDS,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Only the APIs are for other origins; pages and operations are not."""
+
+        async def send_varied(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # Also without an `Origin`: a cache must not give that answer to a page.
+                MutableHeaders(scope=message).add_vary_header("Origin")
+            await send(message)
+
+        if scope["type"] == "http" and scope["path"].startswith(_PATHS):
+            await self._cors(scope, receive, send_varied)
+        else:
+            await self._app(scope, receive, send)

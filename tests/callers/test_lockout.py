@@ -1,0 +1,126 @@
+"""Utilities lock accounts after wrong passwords, so attempts are counted per account, wherever they are made."""
+
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from service.sandbox.server import SandboxServer
+from tests.callers.pages import HOST, PAGE, page_headers
+from tests.conftest import Replica
+from tests.walk import APS, PGE, SRP, sign_in
+
+WRONG = "pass_wrong"
+
+
+async def attempt(replica: Replica, username: str, password: str = WRONG, provider: str = APS) -> httpx.Response:
+    """In a session of its own."""
+    walk = await replica.walk().open()
+    return await walk.validate(username, password, provider=provider)
+
+
+def left(answer: httpx.Response) -> Any:
+    assert answer.status_code == 201, answer.text
+    validation = answer.json()["validation"]
+    assert validation["state"] == "rejected"
+    return validation["attemptsLeft"]
+
+
+async def test_five_attempts_over_sessions_and_replicas(replicas: list[Replica], upstream: SandboxServer) -> None:
+    assert [left(await attempt(replicas[each % 3], "person")) for each in range(5)] == [4, 3, 2, 1, 0]
+    calls = len(upstream.world.calls.all("jobs"))
+    refused = await attempt(replicas[0], "person", "pass_good")
+    assert refused.status_code == 429
+    assert refused.json()["code"] == "too_many_attempts"
+    assert refused.json()["displayMessage"]
+    assert refused.headers["ratelimit-policy"] == '"account";q=5;w=900'
+    assert 1 <= int(refused.headers["retry-after"]) <= 900
+    assert len(upstream.world.calls.all("jobs")) == calls == 5
+    # Another account, and the same name at another utility, are others.
+    assert left(await attempt(replicas[0], "person-2")) == 4
+    assert left(await attempt(replicas[0], "person", provider=SRP)) == 4
+
+
+async def test_a_session_has_five_attempts_as_well(replica: Replica) -> None:
+    walk = await replica.walk().open()
+    assert [left(await walk.validate(f"person-{each}", WRONG)) for each in range(5)] == [4, 3, 2, 1, 0]
+    assert (await walk.validate("person-6", WRONG)).status_code == 429
+
+
+async def test_one_account_however_its_name_is_written(replica: Replica) -> None:
+    names = ["Person", " person", "PERSON ", "person"]
+    assert [left(await attempt(replica, name)) for name in names] == [4, 3, 2, 1]
+
+
+async def test_a_success_forgets_the_attempts(replica: Replica) -> None:
+    assert [left(await attempt(replica, "user_quick")) for _ in range(4)] == [4, 3, 2, 1]
+    assert (await attempt(replica, "user_quick", "pass_good")).json()["validation"]["state"] == "succeeded"
+    assert left(await attempt(replica, "user_quick")) == 4
+
+
+async def test_a_success_tells_no_attempts(replica: Replica) -> None:
+    answer = await attempt(replica, "user_quick", "pass_good")
+    assert "attemptsLeft" not in answer.json()["validation"]
+
+
+async def test_oauth_never_counts(replica: Replica) -> None:
+    for _ in range(7):
+        walk = await replica.walk().open()
+        begun = (await walk.validate(None, provider=PGE, wait=None)).json()["validation"]
+        await sign_in(replica.client, begun["authorizeUrl"], approve=False)
+        denied = (await walk.validation(begun["id"], wait=10)).json()["validation"]
+        assert denied["state"] == "rejected"
+        assert "attemptsLeft" not in denied
+
+
+async def test_what_was_not_sent_is_not_counted(replica: Replica) -> None:
+    walk = await replica.walk().open()
+    await walk.validate("user_never", wait=None)
+    for _ in range(6):
+        assert (await walk.validate("person", WRONG)).status_code == 409  # this provider is pending
+    assert left(await attempt(replica, "person")) == 4
+    closed = await replica.walk().open()
+    await closed.close()
+    assert (await closed.validate("person", WRONG)).status_code == 409
+    assert left(await attempt(replica, "person")) == 3
+
+
+async def test_the_widget_is_counted_as_well(site: Replica) -> None:
+    for _ in range(5):
+        left(await attempt(site, "person"))
+    token = (await site.client.post("/api/access-token", headers=page_headers(), json={"clientId": PAGE})).json()[
+        "token"
+    ]
+    body = {"username": "person", "password": WRONG, "utilityCompanyId": APS}
+    answer = await site.client.post("/api/jobs", headers=page_headers(token), json=body)
+    assert answer.status_code == 429
+    assert answer.headers["access-control-allow-origin"] == HOST
+
+
+async def test_redis_does_not_know_whose_account_it_is(replica: Replica, valkey: str, prefix: str) -> None:
+    name = "somebody.known@mail.example"
+    await attempt(replica, name)
+    dump = []
+    async with Redis.from_url(valkey, decode_responses=True) as redis:
+        async for key in redis.scan_iter(f"{prefix}:*"):
+            kind = await redis.type(key)
+            value = await (
+                redis.hgetall(key) if kind == "hash" else redis.get(key) if kind == "string" else redis.dump(key)
+            )
+            dump.append(f"{key} {value!r}")
+            assert kind in {"set", "zset"} or await redis.pttl(key) > 0, key
+    text = " ".join(dump)
+    assert "account" in text
+    assert name not in text
+    assert "somebody" not in text
+    assert WRONG not in text
+
+
+async def test_giving_back_what_nobody_took_makes_no_room(replica: Replica) -> None:
+    lockout = replica.app.state.steps.validations._lockout
+    await lockout.give_back("nobody")
+    await lockout.give_back("nobody")
+    assert [await lockout.spend("nobody") for _ in range(5)] == [4, 3, 2, 1, 0]
+    with pytest.raises(Exception, match="Too many attempts"):
+        await lockout.spend("nobody")

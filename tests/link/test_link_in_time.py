@@ -1,0 +1,127 @@
+"""A caller who links is answered in bounded time, and a call that had no turn was not sent."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from service.clock import SYSTEM_CLOCK
+from service.errors import AlreadyInProgress, UpstreamBusy, UpstreamTimeout
+from service.link.attempt import Choice
+from service.sandbox.server import SandboxServer
+from service.settings import Settings
+from service.stores.tokens import UpstreamToken
+from service.upstream.client import TokenRejected
+from service.upstream.transport import TransportLimits
+from service.wiring import Timing
+from tests.conftest import running_replica
+from tests.link.parts import ACCOUNT_ID, Tokens, connected, made_of
+from tests.processes import eventually
+from tests.walk import APS, SRP
+
+CALL_SECONDS = 16
+"""Of the time for an answer, what is kept for the call."""
+
+AB = Choice(["A", "B"])
+
+
+class Vendor:
+    """Answers the batch call as it is told to."""
+
+    def __init__(self, *answers: Exception | None, seconds: float = 0) -> None:
+        self.answers = list(answers)
+        self.seconds = seconds
+        self.calls = 0
+
+    async def link(self, *_: Any, **__: Any) -> None:
+        self.calls += 1
+        await asyncio.sleep(self.seconds)
+        answer = self.answers.pop(0) if self.answers else None
+        if answer is not None:
+            raise answer
+
+
+class NoToken(Tokens):
+    @override
+    async def get(self) -> UpstreamToken:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_call_without_a_turn_is_not_sent_and_leaves_the_session_open(valkey: str, prefix: str) -> None:
+    async with connected(valkey) as store:
+        vendor = Vendor(UpstreamBusy())
+        parts = made_of(store, prefix, SYSTEM_CLOCK, client=vendor)
+        session = await parts.open("S")
+        with pytest.raises(UpstreamBusy):
+            await parts.attach.link(session, AB)
+        session = await parts.read("S")
+        assert (session.state, session.intents, session.unclear) == ("open", [], ())
+        assert (await parts.attach.link(session, AB)).accounts == AB.accounts
+        assert vendor.calls == 2
+        await parts.tasks.drain(0)
+
+
+async def test_waiting_for_a_token_ends_in_time_for_the_call(valkey: str, prefix: str) -> None:
+    async with connected(valkey) as store:
+        vendor = Vendor()
+        parts = made_of(store, prefix, SYSTEM_CLOCK, client=vendor, tokens=NoToken(), answer_seconds=CALL_SECONDS + 0.3)
+        async with asyncio.timeout(3):
+            with pytest.raises(UpstreamTimeout):
+                await parts.attach.link(await parts.open("S"), AB)
+        assert vendor.calls == 0
+        assert ((await parts.read("S")).state, (await parts.read("S")).intents) == ("open", [])
+        await parts.tasks.drain(0)
+
+
+async def test_waiting_for_others_ends_in_time_for_the_call(valkey: str, prefix: str) -> None:
+    async with connected(valkey) as store:
+        parts = made_of(store, prefix, SYSTEM_CLOCK, client=Vendor(), answer_seconds=CALL_SECONDS + 0.3)
+        session = await parts.open("S")
+        await parts.guards.claim("other", ACCOUNT_ID, AB.accounts, digest=AB.digest, waited_for=None, resend=[])
+        async with asyncio.timeout(3):
+            with pytest.raises(AlreadyInProgress):
+                await parts.attach.link(session, AB)
+        await parts.tasks.drain(0)
+
+
+async def test_no_further_try_begins_too_late_for_its_call(valkey: str, prefix: str) -> None:
+    async with connected(valkey) as store:
+        vendor = Vendor(TokenRejected(), seconds=0.5)
+        parts = made_of(store, prefix, SYSTEM_CLOCK, client=vendor, answer_seconds=CALL_SECONDS + 0.3)
+        with pytest.raises(AlreadyInProgress):
+            await parts.attach.link(await parts.open("S"), AB)
+        assert vendor.calls == 1
+        assert (await parts.read("S")).intents == []
+        await parts.tasks.drain(0)
+
+
+async def test_a_caller_who_is_sent_away_finds_the_link_later(valkey: str, prefix: str) -> None:
+    async with connected(valkey) as store:
+        vendor = Vendor(seconds=0.6)
+        parts = made_of(store, prefix, SYSTEM_CLOCK, client=vendor)
+        hasty = made_of(store, prefix, SYSTEM_CLOCK, client=vendor)
+        hasty.attach._answer_seconds = 0.2  # less than is kept for the call: nothing may be begun
+        session = await parts.open("S")
+        with pytest.raises((AlreadyInProgress, UpstreamTimeout)):
+            await hasty.attach.link(session, AB)
+        assert vendor.calls == 0
+        assert (await parts.attach.link(session, AB)).accounts == AB.accounts
+        assert vendor.calls == 1
+        await parts.tasks.drain(0)
+        await hasty.tasks.drain(0)
+
+
+async def test_credentials_without_a_turn_were_not_sent(settings: Settings, upstream: SandboxServer) -> None:
+    limits = TransportLimits(max_connections=1, pool_wait_seconds=0.2)
+    async with running_replica(settings, timing=Timing(upstream=limits)) as replica:
+        walk = await replica.walk().open()
+        await replica.client.get("/v1/providers", headers=walk.headers)
+        upstream.world.faults.add("jobs", "delay", value=2)
+        slow = asyncio.create_task(walk.validate("user_quick", provider=APS))
+        await eventually(lambda: upstream.world.calls.all("jobs"))
+        answer = (await walk.validate("user_quick", provider=SRP)).json()
+        assert answer["validation"]["reason"] == "utility_unavailable"
+        assert len(upstream.world.calls.all("jobs")) == 1
+        assert (await slow).json()["validation"]["state"] == "succeeded"

@@ -1,7 +1,6 @@
 """One poller per job, however many wait for it on however many instances, and whatever becomes of that one."""
 
 import asyncio
-import itertools
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Any
@@ -39,12 +38,9 @@ async def test_two_hundred_who_wait_cost_as_much_as_one(replicas: list[Replica],
         assert {answer.json()["validation"]["state"] for answer in answers} == {"succeeded"}
         return list(polls(upstream).values())[-1]
 
-    alone = await poll_count(1)
-    assert await poll_count(200) <= alone + 2
-    for path in polls(upstream):
-        asked_at = [call.time for call in upstream.world.calls.all("job") if call.path == path]
-        # One poller pauses for 0.05 s, less its jitter, after each answer; two would come closer together.
-        assert min(later - earlier for earlier, later in itertools.pairwise(asked_at)) >= 0.04
+    # The job takes 0.3 s, and a lone poller pauses for 0.05 s, less 10 % of jitter: 7 polls, and one after the end.
+    assert await poll_count(1) <= 9
+    assert await poll_count(200) <= 9
     assert len(upstream.world.calls.all("account")) == 2
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
@@ -19,7 +20,7 @@ from starlette.routing import BaseRoute, Match, Route
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service import __version__, errors
-from service.api import accounts, docs, links, logos, ops, providers, sdk, sessions, validations, widget
+from service.api import accounts, demo, docs, hosted, links, logos, ops, providers, sdk, sessions, validations, widget
 from service.api.body import BodyGuard
 from service.api.caller import require_policies
 from service.api.cors import ApiCors
@@ -28,7 +29,8 @@ from service.api.middleware import Around
 from service.api.models import field_names
 from service.clock import SYSTEM_CLOCK, Clock
 from service.errors import FieldError, ServiceError
-from service.settings import Settings, load_settings
+from service.sandbox.people import PASSWORD, PEOPLE
+from service.settings import SANDBOX_API_KEY, SANDBOX_PUBLISHABLE_CLIENT, Settings, load_settings
 from service.telemetry import configure_logs
 from service.wiring import Process, Timing, wire
 
@@ -63,14 +65,29 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
     app.state.steps = process.steps
     app.state.health = process.health
     app.state.sdk = sdk.build()
+    app.state.hosted_shell = hosted.HostedShell.of(
+        public_url=settings.public_url,
+        guess_base=settings.sandbox,
+        application_name=settings.application_name,
+        frame_ancestors=settings.frame_ancestors,
+    )
     app.state.many_processes = settings.workers > 1
     if settings.widget:
         app.router.routes.extend(widget.router.routes)
     if settings.docs:
         app.router.routes.extend(docs.router.routes)
         app.mount("/docs/assets", docs.assets())
+    if settings.sandbox:
+        app.state.demo = demo.build(
+            people=PEOPLE.values(),
+            password=PASSWORD,
+            client_id=SANDBOX_PUBLISHABLE_CLIENT,
+            api_key=SecretStr(SANDBOX_API_KEY),
+            docs="/docs" if settings.docs else "/openapi.json",
+        )
+        app.router.routes.extend(demo.router.routes)
     app.openapi = cache(lambda: _document(app, settings.public_url))  # type: ignore[method-assign]
-    require_policies(app.routes, open_paths=ops.OPEN_PATHS)
+    require_policies(app.routes, open_paths=ops.OPEN_PATHS | (demo.OPEN_PATHS if settings.sandbox else frozenset()))
     return app
 
 
@@ -100,7 +117,7 @@ def _bare_app(**options: Any) -> FastAPI:  # noqa: ANN401 -- FastAPI's own
         },
         **options,
     )
-    for module in (sessions, providers, validations, accounts, links, ops, sdk, logos):
+    for module in (sessions, providers, validations, accounts, links, ops, sdk, logos, hosted):
         # Not `include_router`: FastAPI would resolve each request through one more layer.
         app.router.routes.extend(module.router.routes)
     return app

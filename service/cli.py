@@ -244,6 +244,7 @@ def _banner(url: str, upstream: str) -> None:
         "\n"
         "  ***  SANDBOX: no real utility is reached, and these credentials are public  ***\n\n"
         f"  service   {url}   docs {url}/docs\n"
+        f"  demo      {url}/   a page with all ways to integrate\n"
         f"  upstream  {upstream}   levers {upstream}/_sandbox\n"
         f"  API key   {SANDBOX_API_KEY}\n"
         "  people    password of all: pass_good\n"

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.link.returns import is_plain
+
 __all__ = ["ClientRule", "ProviderRule", "Settings", "SettingsError", "load_settings"]
 
 PREFIX: Final = "OMNICONNECT_"
@@ -41,6 +43,14 @@ _STORE_OPTIONS: Final = frozenset(
     | {"ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
 )
 """What redis-py takes in a URL and this service can stand; with any other it would fail at the first command."""
+
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1"})
+_HOST: Final = re.compile(r"[a-z0-9.-]+")
+_NO_APP_SCHEMES: Final = frozenset(
+    {"about", "blob", "chrome", "data", "feed", "file", "filesystem", "ftp", "http", "intent", "jar", "javascript"}
+    | {"mailto", "resource", "sms", "tel", "vbscript", "view-source", "ws", "wss"}
+)
+"""What a browser itself does something with."""
 
 _WEB_SCHEMES: Final = frozenset({"http", "https"})
 _PROXY_SCHEMES: Final = frozenset({"http", "https", "socks5", "socks5h"})
@@ -136,7 +146,18 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     workers: int = Field(1, ge=1, le=64, description="Processes.")
-    public_url: str | None = Field(None, description="Where callers reach this service; named in the OpenAPI document.")
+    public_url: str | None = Field(None, description="Where callers reach this service. The hosted page needs it.")
+    application_name: str | None = Field(
+        None, max_length=80, description="Your application's name, as the hosted page tells it to people."
+    )
+    return_urls: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Where the hosted page may send people back, comma-separated: https, or an app's own scheme. "
+        "A query may be added.",
+    )
+    frame_ancestors: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="Origins that may show the hosted page in a frame, comma-separated; none by default."
+    )
     widget: bool = Field(True, description="Answer the vendor's own widget under `/api`.")
     docs: bool = Field(True, description="Serve `/docs`.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
@@ -175,7 +196,7 @@ class Settings(BaseSettings):
             raise ValueError("each key is stored as the SHA-256 of it, 64 hex digits; `omniconnect-bff keys new`")
         return keys
 
-    @field_validator("jwt_algorithms", "trusted_proxies", mode="before")
+    @field_validator("jwt_algorithms", "trusted_proxies", "return_urls", "frame_ancestors", mode="before")
     @classmethod
     def _read_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -229,8 +250,8 @@ class Settings(BaseSettings):
             fault = _upstream_url_fault(url, sandbox=self.sandbox) if url is not None else None
             if fault:
                 faults.append(f"{PREFIX}{name} {fault}")
-        if self.public_url is not None and not _is_url(self.public_url, _WEB_SCHEMES):
-            faults.append(f"{PREFIX}PUBLIC_URL must be an http(s) URL")
+        if self.public_url is not None and not _is_own_url(self.public_url, sandbox=self.sandbox):
+            faults.append(f"{PREFIX}PUBLIC_URL must be an https URL without user, query and fragment")
         if self.upstream_proxy is not None and not _is_url(self.upstream_proxy.get_secret_value(), _PROXY_SCHEMES):
             faults.append(f"{PREFIX}UPSTREAM_PROXY must begin with one of {', '.join(sorted(_PROXY_SCHEMES))} and ://")
         if self.upstream_ca_file is not None and not _holds_certificates(self.upstream_ca_file):
@@ -255,6 +276,9 @@ class Settings(BaseSettings):
             faults.append(f"{PREFIX}JWT_JWKS_URL must be https")
         if not self.jwt_algorithms <= _ASYMMETRIC:
             faults.append(f"{PREFIX}JWT_ALGORITHMS: only {', '.join(sorted(_ASYMMETRIC))}")
+        faults += [f"{PREFIX}RETURN_URLS {fault}" for url in self.return_urls if (fault := _return_url_fault(url))]
+        if not all(_is_origin(origin) for origin in self.frame_ancestors):
+            faults.append(f"{PREFIX}FRAME_ANCESTORS: each origin is https://host[:port], or http://localhost[:port]")
         for proxy in self.trusted_proxies:
             try:
                 ip_network(proxy, strict=False)
@@ -397,6 +421,28 @@ def _store_url_fault(url: str) -> str | None:
     return f"may have no options but {', '.join(sorted(_STORE_OPTIONS))}" if unknown else None
 
 
+def _is_own_url(url: str, *, sandbox: bool) -> bool:
+    parts = _parts(url)
+    if parts is None or not _is_url(url, _WEB_SCHEMES) or parts.query or parts.fragment or parts.username is not None:
+        return False
+    return sandbox or parts.scheme == "https" or parts.hostname in _LOOPBACK
+
+
+def _return_url_fault(url: str) -> str | None:
+    parts = _parts(url)
+    if parts is None or not is_plain(url):
+        return "must hold URLs, with unusual characters percent-encoded"
+    if parts.query or parts.fragment or parts.username is not None:
+        return "must hold URLs without user, query and fragment"
+    if parts.scheme == "https":
+        return None if parts.hostname else "must hold URLs with a host"
+    if parts.scheme == "http" and parts.hostname in _LOOPBACK:
+        return None
+    if parts.scheme in _NO_APP_SCHEMES:
+        return "must hold https URLs, or those of an app's own scheme"
+    return None
+
+
 def _is_origin(text: str) -> bool:
     """RFC 6454, section 6.2, as browsers send it: no path, no user, lower case."""
     try:
@@ -404,9 +450,12 @@ def _is_origin(text: str) -> bool:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return False
-    local = parts.hostname in {"localhost", "127.0.0.1"}
-    fits = parts.scheme == "https" or (parts.scheme == "http" and local)
-    return fits and text == f"{parts.scheme}://{parts.hostname}{port}"
+    fits = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    return (
+        fits
+        and _HOST.fullmatch(parts.hostname or "") is not None
+        and text == f"{parts.scheme}://{parts.hostname}{port}"
+    )
 
 
 def _pairs(text: str, form: str) -> list[tuple[str, str]]:

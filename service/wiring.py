@@ -18,9 +18,12 @@ from service.link.accounts import Accounts
 from service.link.attach import Attach
 from service.link.attempt import Attempts, Patience
 from service.link.clients import Clients, PublishableClient
+from service.link.hosted import HostedPages
 from service.link.identity import IssuerRules, KeySet, UserTokens
 from service.link.limits import Doors, Lockout
+from service.link.logos import Logos
 from service.link.providers import Providers
+from service.link.returns import ReturnUrls
 from service.link.sessions import Sessions
 from service.link.settle import Settlement
 from service.link.tasks import Tasks
@@ -41,6 +44,7 @@ from service.stores.tokens import TokenStore
 from service.telemetry import log
 from service.upstream.client import UpstreamClient
 from service.upstream.companies import KNOWN_COMPANIES, CompanyRule, CompanyTable
+from service.upstream.pictures import PictureClient
 from service.upstream.transport import Transport, TransportLimits
 
 __all__ = ["Process", "Timing", "wire"]
@@ -163,13 +167,15 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         keep_ms=_GUARD_KEEP_MS,
     )
     agent = f"omniconnect-bff/{version('omniconnect-bff')}"
+    ca_pem = settings.upstream_ca_file.read_bytes() if settings.upstream_ca_file else None
     transport = Transport(
         limits=timing.upstream,
         user_agent=agent,
         https_only=https_only,
         proxy=settings.upstream_proxy,
-        ca_pem=settings.upstream_ca_file.read_bytes() if settings.upstream_ca_file else None,
+        ca_pem=ca_pem,
     )
+    pictures = PictureClient(user_agent=agent, loopback=settings.sandbox, ca_pem=ca_pem)
     # The identity provider is no part of the vendor: connections, certificates and limits of its own.
     identity = Transport(limits=TransportLimits(max_connections=4), user_agent=agent, https_only=https_only)
     client = UpstreamClient(
@@ -245,23 +251,33 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         clock=clock,
         patience=timing.patience,
     )
+    doors = Doors(limits=limits, tenant=tenant, refusals_per_minute=settings.refusals_per_minute)
     steps = Steps(
         access=Access(
             api_keys=_api_keys(settings, tenant),
             clients=clients,
             users=_users(settings, identity, tasks=tasks, clock=clock),
             tenant=tenant,
-            doors=Doors(limits=limits, tenant=tenant, refusals_per_minute=settings.refusals_per_minute),
+            doors=doors,
             sessions=sessions,
             clock=clock,
         ),
-        sessions=Sessions(tokens=tokens, sessions=sessions, settlement=settlement, secret=settings.secret, clock=clock),
+        sessions=Sessions(
+            tokens=tokens,
+            sessions=sessions,
+            settlement=settlement,
+            return_urls=ReturnUrls(settings.return_urls, loopback=settings.sandbox),
+            secret=settings.secret,
+            clock=clock,
+        ),
         providers=providers,
+        logos=Logos(providers=providers, pictures=pictures, tasks=tasks, clock=clock),
         validations=validations,
         accounts=accounts,
         attach=Attach(
             accounts=accounts, sessions=sessions, attempts=attempts, settlement=settlement, tasks=tasks, clock=clock
         ),
+        hosted=HostedPages(sessions=sessions, settlement=settlement, doors=doors, tenant=tenant, clock=clock),
         clock=clock,
     )
     health = Health(mode="sandbox" if settings.sandbox else "production", upstream=client)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import SecretStr
 from starlette.routing import BaseRoute
 
 from service.api.address import client_address
@@ -14,6 +15,8 @@ from service.clock import Clock
 from service.link.access import Access, Caller, Knock, Opener, SessionCaller
 from service.link.accounts import Accounts
 from service.link.attach import Attach
+from service.link.hosted import Guest, HostedPages
+from service.link.logos import Logos
 from service.link.providers import Providers
 from service.link.sessions import Sessions
 from service.link.validate import Validations
@@ -22,6 +25,7 @@ from service.stores.records import SessionRecord
 __all__ = [
     "AnyCaller",
     "Door",
+    "HostedGuest",
     "KeySession",
     "OpenDoor",
     "OwnSession",
@@ -29,6 +33,7 @@ __all__ = [
     "ReadableSession",
     "Steps",
     "WidgetSession",
+    "guest_cookie",
     "require_policies",
     "steps",
 ]
@@ -41,9 +46,11 @@ class Steps:
     access: Access
     sessions: Sessions
     providers: Providers
+    logos: Logos
     validations: Validations
     accounts: Accounts
     attach: Attach
+    hosted: HostedPages
     clock: Clock
 
 
@@ -134,6 +141,17 @@ async def page_door(request: Request) -> Door:
     return Door(steps(request).access, replace(_knock(request), credential=None), None)
 
 
+async def guest(request: Request, session_id: str) -> Guest:
+    """Whoever opens a hosted page: a browser that was there before shows its cookie."""
+    cookie = request.cookies.get(guest_cookie(session_id))
+    return Guest(SecretStr(cookie) if cookie else None, client_address(request.scope))
+
+
+def guest_cookie(session_id: str) -> str:
+    """One cookie for each page, so that each ends with it; `__Host-` (RFC 6265bis, section 4.1.3.2) keeps it to us."""
+    return f"__Host-{session_id}"
+
+
 AnyCaller = Annotated[Caller, Depends(any_caller)]
 OpenDoor = Annotated[Door, Depends(door)]
 PageDoor = Annotated[Door, Depends(page_door)]
@@ -141,9 +159,10 @@ WidgetSession = Annotated[SessionRecord, Depends(widget_session)]
 OwnSession = Annotated[SessionRecord, Depends(own_session)]
 ReadableSession = Annotated[SessionRecord, Depends(readable_session)]
 KeySession = Annotated[SessionRecord, Depends(key_session)]
+HostedGuest = Annotated[Guest, Depends(guest)]
 
 POLICIES: Final[frozenset[Callable[..., Any]]] = frozenset(
-    {any_caller, door, page_door, widget_session, own_session, readable_session, key_session}
+    {any_caller, door, page_door, widget_session, own_session, readable_session, key_session, guest}
 )
 
 

@@ -1,10 +1,6 @@
 """`/logos`: the providers' pictures, from here, so that a page needs no image of another party."""
 
-import base64
-import binascii
-import re
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from starlette.responses import Response
@@ -12,12 +8,9 @@ from starlette.responses import Response
 from service.api.cached import Cached
 from service.api.caller import steps
 from service.api.routing import make_router
-from service.errors import NotFound
 
 __all__ = ["router"]
 
-_LARGEST_BYTES: Final = 64 * 1024
-_DATA_URL: Final = re.compile(r"data:(image/(?:png|jpeg|gif|webp|svg\+xml))((?:;[a-z0-9=_-]+)*),", re.IGNORECASE)
 _HEADERS: Final = {"Cache-Control": "public, max-age=86400", "Cross-Origin-Resource-Policy": "cross-origin"}
 _SVG: Final = "image/svg+xml"
 _SVG_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
@@ -26,29 +19,9 @@ _SVG_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 router: Final = make_router("", "logos")
 
 
-@router.get("/logos/{provider_id}", include_in_schema=False)
+@router.api_route("/logos/{provider_id}", methods=["GET", "HEAD"], include_in_schema=False)
 async def provider_logo(request: Request, provider_id: str) -> Response:
-    """A provider's picture; 404 where the list holds none itself, then frontends show initials."""
-    company = await steps(request).providers.find(provider_id)
-    picture = _picture(company.logo or "")
-    if picture is None:
-        raise NotFound
-    media_type, body = picture
-    policy = {"Content-Security-Policy": _SVG_POLICY} if media_type == _SVG else {}
-    logo = Cached.of(body, media_type, {**_HEADERS, **policy}, pack=False)
-    return logo.answer(request)
-
-
-def _picture(address: str) -> tuple[str, bytes] | None:
-    """Type and bytes of a `data:` URL (RFC 2397) that holds a picture of bearable size."""
-    found = _DATA_URL.match(address)
-    # Percent-encoding makes three characters of a byte.
-    if found is None or len(address) > 3 * _LARGEST_BYTES + found.end():
-        return None
-    body = unquote_to_bytes(address[found.end() :])
-    if found[2].lower().endswith(";base64"):
-        try:
-            body = base64.b64decode(body, validate=True)
-        except binascii.Error:
-            return None
-    return (found[1].lower(), body) if 0 < len(body) <= _LARGEST_BYTES else None
+    """A provider's picture; 404 where there is none to be had, then frontends show initials."""
+    picture = await steps(request).logos.find(provider_id)
+    policy = {"Content-Security-Policy": _SVG_POLICY} if picture.media_type == _SVG else {}
+    return Cached.of(picture.body, picture.media_type, {**_HEADERS, **policy}, pack=False).answer(request)

@@ -75,7 +75,7 @@ class Around:
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         if scope["path"].startswith("/v1/") and not _accepts_json(headers):
             return await failure(scope, NotAcceptable())(scope, receive, send)
-        if scope["path"].startswith(("/v1/", "/api/")) and scope["method"] == "POST" and self._closing():
+        if scope["path"].startswith(("/v1/", "/api/", "/link/")) and scope["method"] == "POST" and self._closing():
             return await failure(scope, ShuttingDown())(scope, receive, send)
         return await self._app(scope, receive, send)
 

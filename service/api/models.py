@@ -10,12 +10,14 @@ __all__ = [
     "CreateLink",
     "CreateSession",
     "CreateValidation",
+    "EnterHostedPage",
     "Failure",
     "LinkCreated",
     "ProviderListed",
     "ServiceAccountsFound",
-    "SessionOpened",
+    "SessionCreated",
     "SessionShown",
+    "TokenReplaced",
     "ValidationShown",
 ]
 
@@ -30,6 +32,21 @@ class _Request(BaseModel):
 
 class _Answer(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", validate_by_name=True)
+
+
+class Hosted(_Request):
+    """A page of this service walks the person through the steps and comes back to you."""
+
+    return_url: Annotated[str, StringConstraints(min_length=1, max_length=2048)] = Field(
+        description="Where the person goes afterwards; `sessionId` and `status` are added to its query as hints. "
+        "One of the deployment's own, but for the query."
+    )
+    cancel_url: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = Field(
+        None, description="Where the person goes after giving up; by default the same."
+    )
+    open_within: Annotated[int, Field(ge=60, le=7 * 24 * 3600)] = Field(
+        24 * 3600, description="Seconds in which the page must be opened first; the session's own time begins then."
+    )
 
 
 class CreateSession(_Request):
@@ -48,9 +65,19 @@ class CreateSession(_Request):
     ttl_seconds: Annotated[int, Field(ge=60, le=4 * 3600)] | None = Field(
         None, description="How long the session lives; 30 minutes by default."
     )
+    hosted: Hosted | None = Field(
+        None, description="Answer with the address of a page that does it all, instead of a token."
+    )
     client_id: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
         None, description="A page that opens its own session names its publishable client; all else is for servers."
     )
+
+
+class EnterHostedPage(_Request):
+    """What the page's address carried; nothing, if this browser has been there before."""
+
+    secret: Annotated[SecretStr, Field(min_length=1, max_length=128)] | None = None
+    begin: bool = False
 
 
 class CreateValidation(_Request):
@@ -166,11 +193,23 @@ class Session(_Answer):
 class OpenedSession(Session):
     """A session with its token, shown this once."""
 
-    token: str
+    token: str = Field(description="For the person's frontend.")
 
 
-class SessionOpened(_Envelope):
-    """The answer to opening a session, or to replacing its token."""
+class InvitedSession(Session):
+    """A session with the address of its hosted page, shown this once."""
+
+    url: str = Field(description="For the person alone.")
+
+
+class SessionCreated(_Envelope):
+    """The answer to opening a session; `url` in place of `token` if `hosted` asked for it."""
+
+    session: OpenedSession | InvitedSession
+
+
+class TokenReplaced(_Envelope):
+    """The answer to replacing a session's token."""
 
     session: OpenedSession
 
@@ -187,7 +226,7 @@ class Provider(_Answer):
     id: str
     name: str
     url: str | None
-    logo: str | None
+    logo: str | None = Field(description="A `data:` picture, or a path on this service.")
     sign_in: Literal["password", "oauth"]
     available: bool
 
@@ -249,6 +288,6 @@ class LinkCreated(_Envelope):
 
 def field_names() -> frozenset[str]:
     """Names of request fields: the only ones that an error message repeats."""
-    models: list[type[BaseModel]] = [CreateSession, CreateValidation, CreateLink, Consent]
+    models: list[type[BaseModel]] = [CreateSession, Hosted, EnterHostedPage, CreateValidation, CreateLink, Consent]
     fields: list[dict[str, Any]] = [dict(model.model_fields) for model in models]
     return frozenset(info.alias or name for each in fields for name, info in each.items())

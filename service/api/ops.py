@@ -14,7 +14,7 @@ __all__ = ["OPEN_PATHS", "Health", "router"]
 
 OPEN_PATHS: Final = frozenset(
     {"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/docs/assets"}
-    | {"/sdk/{name}", "/sdk/{version}/{name}", "/logos/{provider_id}"}
+    | {"/sdk/{name}", "/sdk/{version}/{name}", "/logos/{provider_id}", "/link/{session_id}"}
 )
 
 router: Final = make_router("", "operations")

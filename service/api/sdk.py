@@ -49,6 +49,8 @@ def build() -> Mapping[str, Cached]:
     files = {name: _file(script, _SCRIPT) for name, script in scripts.items()}
     files["omniconnect.d.ts"] = _file((web / "omniconnect.d.ts").read_bytes(), "text/typescript; charset=utf-8")
     files["integrity.json"] = _file(encode({"version": __version__, **hashes}), "application/json")
+    files["hosted.js"] = _file((web / "hosted.js").read_bytes(), _SCRIPT)
+    files["hosted.css"] = _file((web / "hosted.css").read_bytes(), "text/css; charset=utf-8")
     files["reroute.js"] = _file((web / "reroute.js").read_bytes(), _SCRIPT)
     for name, script in scripts.items():
         files[f"{__version__}/{name}"] = _file(script, _SCRIPT, keep=_FOR_EVER)
@@ -64,13 +66,13 @@ def _integrity(script: bytes) -> str:
     return "sha384-" + base64.b64encode(hashlib.sha384(script).digest()).decode()
 
 
-@router.get("/sdk/{name}", include_in_schema=False)
+@router.api_route("/sdk/{name}", methods=["GET", "HEAD"], include_in_schema=False)
 async def sdk_file(request: Request, name: str) -> Response:
     """The newest client, its types, and the hashes for `integrity=`."""
     return _served(request, name)
 
 
-@router.get("/sdk/{version}/{name}", include_in_schema=False)
+@router.api_route("/sdk/{version}/{name}", methods=["GET", "HEAD"], include_in_schema=False)
 async def sdk_version(request: Request, version: str, name: str) -> Response:
     """The client of this version; another version is served by the release that has it."""
     return _served(request, f"{version}/{name}")

@@ -1,6 +1,7 @@
 """`/v1/sessions`: open, read, end."""
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
 
 from fastapi import Request
 from starlette.responses import Response
@@ -8,11 +9,13 @@ from starlette.responses import Response
 from service.api.caller import KeySession, OpenDoor, ReadableSession, steps
 from service.api.documented import failures
 from service.api.envelope import answer, told
-from service.api.models import CreateSession, SessionOpened, SessionShown
+from service.api.hosted import hosted_base, page_url
+from service.api.models import CreateSession, SessionCreated, SessionShown, TokenReplaced
 from service.api.routing import make_router
 from service.api.views import session_error, session_view
 from service.link.outcome import LINKED
-from service.link.sessions import Opened
+from service.link.returns import HostedPage
+from service.link.sessions import Invited, Opened
 from service.stores.records import SessionRecord
 
 __all__ = ["router"]
@@ -20,20 +23,32 @@ __all__ = ["router"]
 router: Final = make_router("/v1/sessions", "sessions")
 
 
-@router.post("", status_code=201, response_model=SessionOpened, responses=failures(401, 403, 502, 503, 504, body=True))
+class _Given(TypedDict):
+    subject: str | None
+    metadata: Mapping[str, str]
+    ttl_seconds: int | None
+
+
+@router.post("", status_code=201, response_model=SessionCreated, responses=failures(401, 403, 502, 503, 504, body=True))
 async def create_session(request: Request, door: OpenDoor, wanted: CreateSession | None = None) -> Response:
     """Step 1: open a session for a person. Its token goes to that person's frontend; it is shown only here."""
     wanted = wanted or CreateSession()
     caller = await door.admit(wanted.client_id)
-    opened = await steps(request).sessions.open(
-        caller, subject=wanted.subject, metadata=wanted.metadata, ttl_seconds=wanted.ttl_seconds
-    )
-    location = {"Location": f"/v1/sessions/{opened.session.id}"}
-    return answer(request.scope, _opened(request, opened), message="Session created", status=201, headers=location)
+    given: _Given = {"subject": wanted.subject, "metadata": wanted.metadata, "ttl_seconds": wanted.ttl_seconds}
+    if wanted.hosted is None:
+        opened = await steps(request).sessions.open(caller, **given)
+        session, payload = opened.session, _opened(request, opened)
+    else:
+        page = HostedPage(wanted.hosted.return_url, wanted.hosted.cancel_url, wanted.hosted.open_within)
+        base = hosted_base(request)
+        invited = await steps(request).sessions.invite(caller, page=page, **given)
+        session, payload = invited.session, _invited(request, invited, base)
+    location = {"Location": f"/v1/sessions/{session.id}"}
+    return answer(request.scope, payload, message="Session created", status=201, headers=location)
 
 
 @router.post(
-    "/{session_id}/tokens", status_code=201, response_model=SessionOpened, responses=failures(401, 403, 404, 503)
+    "/{session_id}/tokens", status_code=201, response_model=TokenReplaced, responses=failures(401, 403, 404, 503)
 )
 async def replace_session_token(request: Request, session: KeySession) -> Response:
     """Issue a new token for a session; the old one stops working at once."""
@@ -51,6 +66,11 @@ async def get_session(request: Request, session: ReadableSession) -> Response:
 async def close_session(request: Request, session: ReadableSession) -> Response:
     """End a session at the person's wish; one that has ended stays as it is."""
     return _shown(request, await steps(request).sessions.close(session))
+
+
+def _invited(request: Request, invited: Invited, base: str) -> dict[str, Any]:
+    view = session_view(invited.session, steps(request).clock.now())
+    return {"session": {**view, "url": page_url(base, invited)}}
 
 
 def _opened(request: Request, opened: Opened) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from service.stores.records import SessionRecord
 from service.stores.sessions import READ_WINDOW_SECONDS, SessionStore
 
 __all__ = [
+    "SESSION_ID",
     "SESSION_TOKEN_PREFIX",
     "Access",
     "ApiKey",
@@ -39,7 +40,7 @@ READS_PER_WINDOW: Final = 300
 SESSION_TOKEN_PREFIX: Final = "oms_"  # noqa: S105 -- the prefix alone opens nothing
 _LONGEST_CREDENTIAL: Final = 512
 _DOTS_OF_A_JWT: Final = 2
-_SESSION_ID: Final = re.compile(r"ses_[0-9a-f]{32}")
+SESSION_ID: Final = re.compile(r"ses_[0-9a-f]{32}")
 _SESSION_TOKEN: Final = re.compile(r"oms_([0-9a-f]{32})_[A-Za-z0-9_-]{43}")
 
 
@@ -289,7 +290,7 @@ class Access:
         Raises:
             NotFound: Unknown, or another tenant's.
         """
-        session = await self._sessions.read(session_id) if _SESSION_ID.fullmatch(session_id) else None
+        session = await self._sessions.read(session_id) if SESSION_ID.fullmatch(session_id) else None
         if session is None or session.tenant != tenant or self._is_forgotten(session):
             raise NotFound
         return session

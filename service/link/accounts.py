@@ -133,7 +133,7 @@ class Accounts:
         }
         if changed:
             with suppress(StoreUnavailable):
-                await self._sessions.put_accounts(session.id, changed)
+                await self._sessions.put_accounts(session, changed)
         if failed is not None:
             raise failed  # what was read is kept, so that the next try has less to do
         return read

@@ -136,7 +136,7 @@ class Attach:
     async def _begin(self, session: SessionRecord, intent: Intent, choice: Choice) -> Begun:
         try:
             return await self._sessions.begin_link(
-                session.id,
+                session,
                 intent,
                 now=self._clock.now(),
                 most_intents=MOST_INTENTS,

@@ -12,7 +12,7 @@ from service.stores.limits import Limit, LimitStore
 __all__ = ["Doors", "Lockout"]
 
 DOOR_BY_ADDRESS: Final = Limit("address", 60, 60)
-"""Sessions opened by pages, per address (an IPv6 /64 is one)."""
+"""Sessions opened by pages, and hosted pages opened, per address (an IPv6 /64 is one)."""
 
 DOOR_BY_CLIENT: Final = Limit("client", 600, 60)
 DOOR_BY_SUBJECT: Final = Limit("subject", 60, 60)
@@ -32,6 +32,10 @@ class Doors:
         """A page opens a session, or lists providers, with its publishable id."""
         await self._limits.spend(DOOR_BY_ADDRESS, address)
         await self._limits.spend(DOOR_BY_CLIENT, client_id)
+
+    async def by_invitation(self, address: str) -> None:
+        """Somebody opens a hosted page."""
+        await self._limits.spend(DOOR_BY_ADDRESS, address)
 
     async def by_user(self, subject: str) -> None:
         """A user opens a session with a token of the host's."""

@@ -175,10 +175,14 @@ class Providers:
             "id": company.id,
             "name": company.name,
             "url": url,
-            "logo": company.logo if company.logo and self._is_picture(company.logo) else None,
+            "logo": self._picture(company),
             "signIn": sign_in,
             "available": sign_in == "password" or self._table.sign_in_page(company) is not None,
         }
 
-    def _is_picture(self, address: str) -> bool:
-        return address.startswith("data:image/") or is_web_address(address, https_only=self._https_only)
+    def _picture(self, company: Company) -> str | None:
+        """The picture itself, or where we have it: a page that shows our list asks no other party for anything."""
+        address = company.logo or ""
+        if address.startswith("data:image/"):
+            return address
+        return f"/logos/{company.id}" if is_web_address(address, https_only=self._https_only) else None

@@ -1,8 +1,9 @@
 """The life of a link session: opened by a host, walked by a person, ended once."""
 
 import hmac
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pydantic import SecretStr
@@ -18,13 +19,14 @@ from service.link.access import (
     new_session_token,
     token_hash,
 )
+from service.link.returns import HostedPage, ReturnUrls
 from service.link.settle import Settlement
 from service.link.token import TokenSource
-from service.stores.records import SessionRecord
-from service.stores.sessions import NewSession, SessionStore
+from service.stores.records import HostedRecord, SessionRecord
+from service.stores.sessions import Invitation, NewSession, SessionStore
 from service.telemetry import log
 
-__all__ = ["Opened", "Sessions"]
+__all__ = ["Invited", "Opened", "Sessions"]
 
 DEFAULT_TTL_SECONDS: Final = 30 * 60
 
@@ -37,15 +39,31 @@ class Opened:
     token: SecretStr
 
 
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """A session that the hosted page will begin, with the secret of its address, shown once."""
+
+    session: SessionRecord
+    secret: SecretStr
+
+
 class Sessions:
     """Opens, reads and ends sessions."""
 
     def __init__(
-        self, *, tokens: TokenSource, sessions: SessionStore, settlement: Settlement, secret: SecretStr, clock: Clock
+        self,
+        *,
+        tokens: TokenSource,
+        sessions: SessionStore,
+        settlement: Settlement,
+        return_urls: ReturnUrls,
+        secret: SecretStr,
+        clock: Clock,
     ) -> None:
         self._tokens = tokens
         self._sessions = sessions
         self._settlement = settlement
+        self._return_urls = return_urls
         self._secret_hash = token_hash(secret.get_secret_value())
         self._leak_told = False
         self._clock = clock
@@ -60,6 +78,38 @@ class Sessions:
             UpstreamCredentialsRejected: It has not; no session is made.
             ServiceError: The vendor or Redis failed; no session is made.
         """
+        new, token = await self._new(caller, subject, metadata, ttl_seconds)
+        return Opened(await self._sessions.create(new), token)
+
+    async def invite(
+        self,
+        caller: Opener,
+        *,
+        subject: str | None,
+        metadata: Mapping[str, str],
+        ttl_seconds: int | None,
+        page: HostedPage,
+    ) -> Invited:
+        """Open a session whose time begins when the person opens the hosted page; nobody has its token before.
+
+        Raises:
+            Forbidden: For everybody but a host's server.
+            InvalidRequest: The page would send people where it must not.
+            UpstreamCredentialsRejected, ServiceError: As `open`.
+        """
+        if not isinstance(caller, KeyCaller):
+            raise Forbidden
+        self._return_urls.require(page)
+        new, _ = await self._new(caller, subject, metadata, ttl_seconds)
+        secret = secrets.token_urlsafe(32)
+        hosted = HostedRecord(page.return_url, page.cancel_url, lifetime_ms=new.expires - new.created)
+        invitation = Invitation(token_hash(secret), hosted)
+        waiting = replace(new, expires=Millis(new.created + page.open_within * 1000), invitation=invitation)
+        return Invited(await self._sessions.create(waiting), SecretStr(secret))
+
+    async def _new(
+        self, caller: Opener, subject: str | None, metadata: Mapping[str, str], ttl_seconds: int | None
+    ) -> tuple[NewSession, SecretStr]:
         if not isinstance(caller, KeyCaller) and (subject is not None or metadata or ttl_seconds is not None):
             raise Forbidden
         owner, tenant, subject = _owner(caller, subject)
@@ -79,7 +129,7 @@ class Sessions:
             token_hash=token_hash(token),
             account_id=upstream.account_id,
         )
-        return Opened(await self._sessions.create(new), SecretStr(token))
+        return new, SecretStr(token)
 
     def warn_of_leak(self, presented: SecretStr) -> None:
         """Say once, loudly, that a page carries the vendor's real secret; never the value."""
@@ -93,7 +143,14 @@ class Sessions:
         return await self._settlement.recover(session)
 
     async def replace_token(self, session: SessionRecord) -> Opened:
-        """Issue a new token; the old one dies with this."""
+        """Issue a new token; the old one dies with this.
+
+        Raises:
+            Forbidden: The session is the hosted page's, which alone lets browsers in.
+            NotFound: It is gone.
+        """
+        if session.hosted is not None:
+            raise Forbidden
         token = new_session_token(session.id)
         if not await self._sessions.replace_token(session.id, token_hash(token)):
             raise NotFound
@@ -105,7 +162,7 @@ class Sessions:
         Raises:
             AlreadyInProgress: A link call may be under way.
         """
-        return await self._settlement.close(session.id)
+        return await self._settlement.close(session)
 
 
 def _owner(caller: Opener, subject: str | None) -> tuple[str, str, str | None]:

@@ -101,22 +101,24 @@ class Settlement:
             elif look.verdict == "refused":
                 await self._sessions.settle_link(session.id, intent, "open", now=now)
 
-    async def close(self, session_id: str) -> SessionRecord:
+    async def close(self, asked: SessionRecord) -> SessionRecord:
         """End a session at the person's wish, or leave it as it has ended; nothing is sent for it afterwards.
 
         Raises:
             AlreadyInProgress: A link call may be under way.
-            NotFound: The session is gone.
+            NotFound: The session is gone, or another browser's by now.
         """
         for _ in range(_CLOSE_ROUNDS):
-            session = await self.recover(await self._read(session_id))
+            session = await self.recover(await self._read(asked.id))
+            if session.browser != asked.browser:
+                raise NotFound
             if session.state == "unknown" and session.intents:
                 raise AlreadyInProgress("A choice of this session is being linked again")
             if session.state != "open":
                 return session
             voided = [intent.attempt for intent in session.intents if await self._void(session, intent)]
-            if await self._sessions.close(session_id, now=self._clock.now(), voided=voided) != "intents":
-                return await self.recover(await self._read(session_id))
+            if await self._sessions.close(session, now=self._clock.now(), voided=voided) != "intents":
+                return await self.recover(await self._read(session.id))
         raise AlreadyInProgress
 
     async def _void(self, session: SessionRecord, intent: Intent) -> bool:

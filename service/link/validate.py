@@ -181,7 +181,7 @@ class Validations:
         sign_in = self._table.rule(company).sign_in
         seconds = self._limits.oauth if sign_in == "oauth" else self._limits.password
         return await self._sessions.add_validation(
-            session.id,
+            session,
             job.validation_id,
             provider_id=company.id,
             kind=sign_in,

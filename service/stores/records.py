@@ -13,6 +13,7 @@ from service.clock import Millis
 
 __all__ = [
     "SCHEMA_VERSION",
+    "HostedRecord",
     "Intent",
     "LinkRecord",
     "SessionRecord",
@@ -94,8 +95,33 @@ class LinkRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class HostedRecord:
+    """What the hosted page of a session needs to know.
+
+    Attributes:
+        return_url: Where the person goes afterwards.
+        cancel_url: Where the person goes after closing instead.
+        lifetime_ms: How long the session lives once the page has been opened.
+    """
+
+    return_url: str
+    cancel_url: str | None
+    lifetime_ms: int
+
+    def encode(self) -> str:
+        """As it is stored."""
+        return orjson.dumps(
+            {"return_url": self.return_url, "cancel_url": self.cancel_url, "lifetime_ms": self.lifetime_ms}
+        ).decode()
+
+
+@dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """One person's walk through the steps, as stored."""
+    """One person's walk through the steps, as stored.
+
+    Attributes:
+        browser: Hash of what the browser on the hosted page is known by; empty where there is none.
+    """
 
     id: str
     tenant: str
@@ -113,6 +139,8 @@ class SessionRecord:
     choice: Sequence[str]
     link: LinkRecord | None
     unclear: Sequence[str]
+    hosted: HostedRecord | None
+    browser: str
     sealed_accounts: Mapping[str, str] = field(repr=False)
 
 
@@ -126,6 +154,7 @@ def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | 
         return None
     ended = fields.get("ended")
     link = fields.get("link")
+    hosted = fields.get("hosted")
     validation_ids = [name[4:-6] for name in fields if name.startswith("val:") and name.endswith(":state")]
     return SessionRecord(
         id=session_id,
@@ -144,6 +173,8 @@ def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | 
         choice=_split(fields.get("choice")),
         link=read_link(link) if link else None,
         unclear=_split(fields.get("unclear")),
+        hosted=_hosted(hosted) if hosted else None,
+        browser=fields.get("browser", ""),
         sealed_accounts={name[5:]: fields[name] for name in fields if name.startswith("acct:")},
     )
 
@@ -172,6 +203,11 @@ def _validation(validation_id: str, fields: Mapping[str, str]) -> ValidationReco
 def _intent(attempt: str, text: str) -> Intent:
     until, digest, choice = text.split(":", 2)
     return Intent(attempt, Millis(int(until)), digest, _split(choice))
+
+
+def _hosted(text: str) -> HostedRecord:
+    stored: dict[str, Any] = orjson.loads(text)
+    return HostedRecord(stored["return_url"], stored.get("cancel_url"), stored["lifetime_ms"])
 
 
 def read_link(text: str) -> LinkRecord:

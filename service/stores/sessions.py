@@ -10,14 +10,35 @@ from service.clock import Millis
 from service.errors import StoreUnavailable
 from service.stores.connection import Store
 from service.stores.keys import Keys
-from service.stores.records import SCHEMA_VERSION, Intent, LinkRecord, SessionRecord, read_link, read_session
+from service.stores.records import (
+    SCHEMA_VERSION,
+    HostedRecord,
+    Intent,
+    LinkRecord,
+    SessionRecord,
+    read_link,
+    read_session,
+)
 
-__all__ = ["Added", "Begun", "NewSession", "Reads", "SessionStore", "Settled"]
+__all__ = ["Added", "Begun", "Entry", "Invitation", "NewSession", "Reads", "SessionStore", "Settled"]
 
 READ_WINDOW_SECONDS: Final = 60
 
 Begun = Literal["begun", "missing", "reused", "closed", "expired", "linked", "settled", "other", "unknown", "keys"]
+Entry = Literal["invited", "opened", "resumed", "restarted", "over", "ended", "linking", "refused"]
 Closed = Literal["closed", "missing", "linked", "unknown", "expired", "intents"]
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """What makes a session one of the hosted page.
+
+    Attributes:
+        secret_hash: Of the secret that its address carries.
+    """
+
+    secret_hash: str
+    hosted: HostedRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +54,7 @@ class NewSession:
     expires: Millis
     token_hash: str
     account_id: str
+    invitation: Invitation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +100,8 @@ class Settled:
 class SessionStore:
     """Reads and changes sessions. Every method raises `StoreUnavailable` when Redis fails.
 
+    What takes a whole session acts for the browser that it was read for, and finds none once another has taken over.
+
     Attributes:
         retention_ms: How long an ended session stays readable.
     """
@@ -102,6 +126,8 @@ class SessionStore:
         }
         if new.subject is not None:
             fields["subject"] = new.subject
+        if new.invitation is not None:
+            fields |= {"linksecret": new.invitation.secret_hash, "hosted": new.invitation.hosted.encode()}
         flat = [part for pair in fields.items() for part in pair]
         keep = new.expires - new.created + self.retention_ms
         await self._store.run("session_create", keys=[self._keys.session(new.id)], args=[keep, *flat])
@@ -121,19 +147,36 @@ class SessionStore:
         record = _record(session_id, dict(zip(answer[2::2], answer[3::2], strict=True)))
         return (record, Reads(int(answer[0]), max(1, -(-int(answer[1]) // 1000)))) if record else None
 
+    async def enter(
+        self,
+        session_id: str,
+        *,
+        tenant: str,
+        secret_hash: str,
+        known_browser: str,
+        new_browser: str,
+        token_hash: str,
+        begin: bool,
+        now: Millis,
+    ) -> Entry:
+        """Let a browser into a session by its hosted page; with '' for what it does not present. All are hashes."""
+        hashes = [secret_hash, known_browser, new_browser, token_hash]
+        args: list[str | int] = [now, tenant, *hashes, self.retention_ms, self._keys.channel, session_id, int(begin)]
+        return cast("Entry", await self._store.run("hosted_enter", keys=[self._keys.session(session_id)], args=args))
+
     async def replace_token(self, session_id: str, token_hash: str) -> bool:
         """Let a new session token take the place of the old one."""
         args = [token_hash, self._keys.channel, session_id]
         return bool(await self._store.run("session_retoken", keys=[self._keys.session(session_id)], args=args))
 
-    async def close(self, session_id: str, *, now: Millis, voided: Sequence[str]) -> Closed:
+    async def close(self, session: SessionRecord, *, now: Millis, voided: Sequence[str]) -> Closed:
         """End a session whose open attempts are all in `voided`."""
-        args: list[str | int] = [now, self.retention_ms, self._keys.channel, session_id, *voided]
-        return cast("Closed", await self._store.run("session_close", keys=[self._keys.session(session_id)], args=args))
+        args: list[str | int] = [now, self.retention_ms, self._keys.channel, session.id, session.browser, *voided]
+        return cast("Closed", await self._store.run("session_close", keys=[self._keys.session(session.id)], args=args))
 
     async def add_validation(
         self,
-        session_id: str,
+        session: SessionRecord,
         validation_id: str,
         *,
         provider_id: str,
@@ -151,7 +194,7 @@ class SessionStore:
         limits = [most_pending, most_passwords, most, grace_ms]
         answer = await self._store.run(
             "validation_add",
-            keys=[self._keys.session(session_id)],
+            keys=[self._keys.session(session.id)],
             args=[
                 now,
                 validation_id,
@@ -160,9 +203,10 @@ class SessionStore:
                 deadline,
                 *limits,
                 self._keys.channel,
-                session_id,
+                session.id,
                 account,
                 attempts_left,
+                session.browser,
             ],
         )
         return Added(answer[0], answer[1] if len(answer) > 1 else None)
@@ -182,14 +226,15 @@ class SessionStore:
         args = [validation_id, self._keys.channel, session_id, *flat]
         return bool(await self._store.run("validation_set", keys=[self._keys.session(session_id)], args=args))
 
-    async def put_accounts(self, session_id: str, sealed_accounts: Mapping[str, str]) -> None:
+    async def put_accounts(self, session: SessionRecord, sealed_accounts: Mapping[str, str]) -> None:
         """Keep service accounts that were read again."""
         flat = [part for account, sealed in sealed_accounts.items() for part in (f"acct:{account}", sealed)]
-        await self._store.run("accounts_put", keys=[self._keys.session(session_id)], args=flat)
+        args = [session.browser, *flat]
+        await self._store.run("accounts_put", keys=[self._keys.session(session.id)], args=args)
 
     async def begin_link(
         self,
-        session_id: str,
+        session: SessionRecord,
         intent: Intent,
         *,
         now: Millis,
@@ -201,7 +246,7 @@ class SessionStore:
         name, fingerprint = idempotency or ("", "")
         answer = await self._store.run(
             "link_begin",
-            keys=[self._keys.session(session_id)],
+            keys=[self._keys.session(session.id)],
             args=[
                 now,
                 intent.attempt,
@@ -211,6 +256,7 @@ class SessionStore:
                 name and f"idem:{name}",
                 fingerprint,
                 most_keys,
+                session.browser,
             ],
         )
         return cast("Begun", answer)

@@ -56,11 +56,14 @@ const STRINGS = {
   accountsTitle: "Choose the accounts to share",
   accountsNone: "There is no service account behind this sign-in.",
   accountsAll: "Select all",
+  accountsFirst: "Select the first {count}",
   meter: "Meter {number}",
   account: "Account {id}",
   link: "Share {count} accounts",
   linkOne: "Share 1 account",
   linkNone: "Choose at least one account",
+  linkMany: "Choose at most {count} accounts",
+  linkMost: "Up to {count} accounts can be shared. Choose which.",
   linking: "Linking your accounts",
   linkingHint: "This takes a few seconds.",
   linkedTitle: "Your accounts are connected",
@@ -88,28 +91,33 @@ const STYLE = `
   --_soft: var(--omniconnect-soft, light-dark(#eef3fa, #222d3a));
   --_danger: var(--omniconnect-danger, light-dark(#b3261e, #ff9a92));
   --_good: var(--omniconnect-good, light-dark(#1a7f45, #6fd49a));
+  --_page: var(--omniconnect-page, light-dark(#eef3fa, #0d1218)); --_hover: color-mix(in srgb, var(--_accent) 9%, transparent);
   --_radius: var(--omniconnect-radius, 12px); --_small: calc(var(--_radius) * .66);
   --_font: var(--omniconnect-font, system-ui, -apple-system, "Segoe UI", Roboto, sans-serif); }
 * { box-sizing: border-box; }
 [hidden] { display: none; }
 dialog { border: 0; padding: 0; margin: auto; inline-size: min(26.5rem, 100vw); max-inline-size: none; max-block-size: none;
-  block-size: min(40rem, 100dvh); border-radius: var(--_radius); background: var(--_surface); color: var(--_text);
-  font: 400 1rem/1.5 var(--_font); text-align: start; box-shadow: 0 1.5rem 4rem #0006; overflow: hidden; }
+  block-size: min(40rem, 100dvh - 2rem); border-radius: var(--_radius); background: var(--_surface); color: var(--_text);
+  font: 400 1rem/1.5 var(--_font); text-align: start; overflow: hidden;
+  box-shadow: 0 0 0 1px light-dark(#0000, #fff2), 0 1.5rem 4rem #0006; }
 dialog[open] { display: grid; grid-template-rows: auto minmax(0, 1fr); }
 dialog::backdrop { background: #0a101899; }
-@media (max-width: 30rem) { dialog { block-size: 100dvh; border-radius: 0; } }
-:host([full]) dialog { box-shadow: none; }
-:host([full]) dialog::backdrop { background: var(--_soft); }
-.head { display: flex; align-items: center; gap: .25rem; min-block-size: 3.5rem; padding: .375rem .5rem; }
-.head span { flex: 1; font-weight: 600; text-align: center; font-size: .9375rem; line-height: 1.3; }
+@media (max-width: 30rem), (max-height: 30rem) { dialog { block-size: 100dvh; border-radius: 0; } }
+@media (max-width: 30rem) { dialog { inline-size: 100vw; } }
+:host([full]) dialog { box-shadow: 0 0 0 1px light-dark(#0000, #fff2), 0 .5rem 2rem #0a10181a; }
+:host([full]) dialog::backdrop { background: var(--_page); }
+.head { position: relative; z-index: 2; display: flex; align-items: center; gap: .25rem; min-block-size: 3.5rem; padding: .375rem .5rem; }
+.head span { flex: 1; min-inline-size: 0; overflow: hidden; overflow-wrap: anywhere; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; font-weight: 600; text-align: center; font-size: .9375rem; line-height: 1.3; }
 .head [hidden] { display: grid; visibility: hidden; }
-.body { overflow-y: auto; padding: .5rem 1.5rem 0; display: flex; flex-direction: column; gap: 1rem; scroll-padding-block: 1rem 5rem; }
+.body { overflow-y: auto; padding: .5rem 1.5rem 0; display: flex; flex-direction: column; gap: 1rem; scroll-padding-block: 1rem 5rem;
+  scrollbar-width: thin; }
 h2 { font-size: 1.375rem; line-height: 1.3; margin: 0; outline: none; text-wrap: balance; overflow-wrap: anywhere; }
-p { margin: 0; text-wrap: pretty; } .center p { text-wrap: balance; } .muted { color: var(--_muted); font-size: .9375rem; }
+p { margin: 0; } p, li { text-wrap: pretty; overflow-wrap: anywhere; } .center p { text-wrap: balance; } .muted { color: var(--_muted); font-size: .9375rem; }
 .status:empty { display: none; }
 ul { list-style: none; margin: 0; padding: 0; }
 button, input { font: inherit; color: inherit; }
-button { border: 0; background: none; cursor: pointer; border-radius: var(--_small); min-block-size: 2.75rem; }
+button { border: 0; background: none; cursor: pointer; border-radius: var(--_small); min-block-size: 2.75rem;
+  line-height: 1.3; text-wrap: balance; overflow-wrap: anywhere; }
 :focus-visible { outline: 3px solid var(--_accent); outline-offset: 2px; } .item:focus-visible { outline-offset: -3px; }
 .icon { inline-size: 2.75rem; flex: none; padding: 0; display: grid; place-items: center; color: var(--_muted); }
 svg { inline-size: 1.25rem; block-size: 1.25rem; fill: none; stroke: currentColor; stroke-width: 2; stroke-linecap: round;
@@ -117,9 +125,14 @@ svg { inline-size: 1.25rem; block-size: 1.25rem; fill: none; stroke: currentColo
 .primary, .second { font-weight: 600; padding: .625rem 1rem; inline-size: 100%; }
 .primary { background: var(--_accent); color: var(--_on-accent); } .primary:hover { filter: brightness(1.08); }
 .primary[aria-disabled=true] { background: var(--_soft); color: var(--_muted); cursor: default; filter: none; }
-.second { color: var(--_accent); } :is(.second, .icon, .item:not([aria-disabled=true])):hover { background: var(--_soft); }
-.foot { margin-block-start: auto; display: grid; gap: .25rem; position: sticky; inset-block-end: 0; background: var(--_surface);
+.second { color: var(--_accent); }
+@media (hover: hover) { :is(.second, .icon, .item:not([aria-disabled=true])):hover { background: var(--_hover); } }
+.foot { margin-block-start: auto; display: grid; gap: .5rem; position: sticky; inset-block-end: 0; background: var(--_surface);
   padding-block: .75rem 1.25rem; }
+.head::after, .find::after, .foot::before { content: ""; position: absolute; inset: 100% 0 auto; block-size: .5rem; pointer-events: none;
+  background: linear-gradient(var(--_surface), transparent); }
+@media (max-height: 30rem) { .foot { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); } }
+.foot::before { inset: auto 0 100%; block-size: 1rem; transform: scaleY(-1); }
 .points { display: grid; gap: 1rem; } .points li { display: flex; gap: .75rem; }
 .points svg { flex: none; margin-block-start: .125rem; color: var(--_accent); }
 .field { display: grid; grid-template-columns: minmax(0, 1fr); gap: .25rem; } .field label { font-weight: 600; font-size: .9375rem; }
@@ -134,13 +147,14 @@ form { display: contents; }
 .item { display: flex; align-items: center; gap: .75rem; inline-size: 100%; padding: .5rem; text-align: start; min-block-size: 3.25rem;
   border-radius: var(--_small); cursor: pointer; overflow-wrap: anywhere; }
 .item[aria-disabled=true] { cursor: default; color: var(--_muted); }
-small { display: block; color: var(--_muted); font-size: .8125rem; }
+small { display: block; color: var(--_muted); font-size: .8125rem; line-height: 1.4; }
 .logo { inline-size: 2.25rem; block-size: 2.25rem; border-radius: .5rem; flex: none; display: grid; place-items: center;
   background: var(--_soft); font-weight: 600; font-size: .8125rem; overflow: hidden; }
 .logo > * { grid-area: 1 / 1; } img { inline-size: 100%; block-size: 100%; object-fit: contain; }
 .item input { inline-size: 1.25rem; block-size: 1.25rem; accent-color: var(--_accent); flex: none; margin: 0; }
 .alert { border-inline-start: 4px solid var(--_danger); background: var(--_soft); padding: .625rem .75rem; border-radius: .375rem; }
-.center { margin-block: auto; inline-size: 100%; padding-block-end: 3.5rem; display: grid; justify-items: center; gap: 1rem; text-align: center; }
+.center { flex: 1 0 auto; display: grid; align-content: center; justify-items: center; gap: 1rem; text-align: center; }
+.center:last-child { padding-block-end: 3.5rem; }
 .mark { inline-size: 4rem; block-size: 4rem; border-radius: 50%; display: grid; place-items: center; background: var(--_soft); color: var(--_good); }
 .mark.bad { color: var(--_danger); } .mark svg { inline-size: 2rem; block-size: 2rem; }
 .spin { inline-size: 3rem; block-size: 3rem; border-radius: 50%; border: 4px solid var(--_soft); border-block-start-color: var(--_accent);
@@ -160,6 +174,7 @@ const ICONS = {
 };
 
 const MOST_SHOWN = 100;
+const MOST_LINKED = 200; // As many as the service takes in the one link of a session.
 const READ_TIMEOUT_MS = 40_000; // Longer than the longest `Prefer: wait`.
 const ACT_TIMEOUT_MS = 60_000;
 const POPUP = "popup,width=520,height=720";
@@ -429,7 +444,7 @@ class Omniconnect {
   }
 
   /** Replace the screen; focus moves to its heading, so that screen readers begin there. What was under way stops. */
-  #show(heading, children, { back = null, focus = null, center = false, hint = "", ending = null } = {}) {
+  #show(heading, children, { back = null, focus = null, center = false, hint = "", ending = null, actions = [] } = {}) {
     if (this.#closed) return;
     this.#abort.abort();
     this.#abort = new AbortController();
@@ -439,11 +454,11 @@ class Omniconnect {
     this.#root.getElementById("back").hidden = !back;
     const title = make("h2", { tabindex: "-1" }, heading);
     const status = make("p", { class: "muted status", role: "status" });
+    const [mark, ...rest] = children;
     this.#body.replaceChildren(
-      ...(center ? [make("div", { class: "center" }, title, status, ...children)] : [title, ...children]),
+      ...(center ? [make("div", { class: "center" }, mark, title, status, ...rest)] : [title, status, ...children]),
+      ...(actions.length ? [this.#foot(...actions)] : []),
     );
-    if (center) this.#body.firstChild.prepend(children[0]);
-    else title.after(status);
     this.#body.scrollTop = 0;
     (focus ?? title).focus({ preventScroll: true });
     // Live regions tell what changes, not what they are born with.
@@ -508,8 +523,7 @@ class Omniconnect {
     this.#show(this.#t("title"), [
       make("p", {}, this.#t("consentLead", this.#names())),
       make("ul", { class: "points" }, point("list", "consentRead"), point("lock", "consentPassword"), point("check", "consentStop")),
-      this.#foot(this.#button(this.#t("next"), next)),
-    ]);
+    ], { actions: [this.#button(this.#t("next"), next)] });
   }
 
   #choose(back = () => this.#consent()) {
@@ -559,7 +573,7 @@ class Omniconnect {
       "button",
       { class: "item", type: "button", "aria-disabled": String(!provider.available), onclick: () => provider.available && go() },
       this.#logo(provider),
-      make("span", {}, provider.name, provider.available ? null : make("small", {}, this.#t("unavailable"))),
+      make("span", {}, make("bdi", {}, provider.name), provider.available ? null : make("small", {}, this.#t("unavailable"))),
     );
   }
 
@@ -580,8 +594,7 @@ class Omniconnect {
       return this.#show(this.#t("signInTitle", this.#names()), [
         problem,
         make("p", {}, this.#t("oauthHint", this.#names())),
-        this.#foot(this.#button(this.#t("oauthOpen", this.#names()), () => this.#startOauth(again))),
-      ], { back });
+      ], { back, actions: [this.#button(this.#t("oauthOpen", this.#names()), () => this.#startOauth(again))] });
     }
     const field = (name, properties, ...more) => {
       const input = make("input", { id: name, name, required: true, "aria-describedby": "problem", ...properties });
@@ -688,9 +701,9 @@ class Omniconnect {
     };
     if (url) {
       const reopen = () => window.open(url, "_blank", `noopener,${POPUP}`);
-      const button = this.#button(this.#t("oauthAgain"), reopen, "second");
+      const actions = [this.#button(this.#t("oauthAgain"), reopen, "second")];
       const hint = this.#t("oauthWaitingHint");
-      this.#show(this.#t("oauthWaiting", this.#names()), [this.#spin(), button], { back, hint, center: true });
+      this.#show(this.#t("oauthWaiting", this.#names()), [this.#spin()], { back, hint, center: true, actions });
     } else this.#busy(this.#t("working", this.#names()), this.#t("workingSoon"), back);
     const { signal } = this.#abort;
     const later = (seconds, name) => setTimeout(() => !url && this.#tell((this.#hint = this.#t(name))), seconds * 1000);
@@ -744,30 +757,38 @@ class Omniconnect {
   #pick(accounts) {
     const box = (properties) => make("input", { type: "checkbox", ...properties });
     const boxes = accounts.map(({ id }) => box({ value: id, checked: accounts.length === 1, onchange: () => update() }));
+    const most = { count: MOST_LINKED };
+    const many = accounts.length > MOST_LINKED;
     const all = accounts.length > 1 && box({ onchange: () => {
-      for (const each of boxes) each.checked = all.checked;
+      boxes.forEach((each, index) => (each.checked = all.checked && index < MOST_LINKED));
       update();
     } });
     const chosen = () => boxes.filter((each) => each.checked).map((each) => each.value);
-    const go = this.#button("", () => chosen().length && this.#link(chosen()));
+    const go = this.#button("", () => go.ariaDisabled === "false" && this.#link(chosen()));
     const update = () => {
       const { length } = chosen();
-      go.textContent = length ? this.#count("link", length) : this.#t("linkNone");
-      go.setAttribute("aria-disabled", String(!length));
-      if (all) all.checked = length === boxes.length, all.indeterminate = length > 0 && !all.checked;
+      go.textContent = length > MOST_LINKED ? this.#t("linkMany", most) : length ? this.#count("link", length) : this.#t("linkNone");
+      go.ariaDisabled = String(!length || length > MOST_LINKED);
+      if (!all) return;
+      all.checked = boxes.every((each, index) => each.checked === index < MOST_LINKED);
+      all.indeterminate = length > 0 && !all.checked;
     };
-    const row = (input, text, small) =>
-      make("li", {}, make("label", { class: "item" }, input, make("span", {}, text, small && make("small", {}, small))));
+    const row = (input, text, small = []) => {
+      const parts = small.flatMap((each, index) => [index ? " · " : "", make("bdi", {}, each)]);
+      return make("li", {}, make("label", { class: "item" }, input, make("span", {}, make("bdi", {}, text), make("small", {}, ...parts))));
+    };
     const account = ({ id, address, meterNumber, legalNames }, index) => {
       const { street, city, state, postalCode } = address ?? {};
       const place = [street, city, [state, postalCode].filter(Boolean).join(" ")].filter(Boolean).join(", ");
       const small = [meterNumber && this.#t("meter", { number: meterNumber }), ...(legalNames ?? [])].filter(Boolean);
-      return row(boxes[index], place || this.#t("account", { id }), small.join(" · "));
+      return row(boxes[index], place || this.#t("account", { id }), small);
     };
     this.#show(this.#t("accountsTitle"), [
-      make("ul", { class: "list", "aria-label": this.#t("accountsTitle") }, all && row(all, this.#t("accountsAll")), ...accounts.map(account)),
-      this.#foot(go, this.#button(this.#t("more"), () => this.#choose(() => this.#pick(accounts)), "second")),
-    ]);
+      make("ul", { class: "list", "aria-label": this.#t("accountsTitle") }, all && row(all, this.#t(many ? "accountsFirst" : "accountsAll", most)), ...accounts.map(account)),
+    ], {
+      actions: [go, this.#button(this.#t("more"), () => this.#choose(() => this.#pick(accounts)), "second")],
+      hint: many ? this.#t("linkMost", most) : "",
+    });
     update();
   }
 
@@ -806,15 +827,19 @@ class Omniconnect {
   #linked(outcome) {
     this.#show(this.#t("linkedTitle"), [
       make("div", { class: "mark" }, icon("check")),
-      this.#button(this.#t("done"), () => this.close()),
-    ], { center: true, hint: this.#count("linked", outcome.serviceAccounts.length), ending: outcome });
+    ], {
+      actions: [this.#button(this.#t("done"), () => this.close())],
+      center: true,
+      hint: this.#count("linked", outcome.serviceAccounts.length),
+      ending: outcome,
+    });
   }
 
   /** Say what went wrong; closing from here settles with `ending`. */
   #failed(text, actions, ending) {
     const close = this.#button(this.#t("close"), () => this.close(), actions.length ? "second" : "primary");
-    const content = [make("div", { class: "mark bad" }, icon("stop")), make("p", { role: "alert" }, text), ...actions, close];
-    this.#show(this.#t("failedTitle"), content, { center: true, ending });
+    const content = [make("div", { class: "mark bad" }, icon("stop")), make("p", { role: "alert" }, text)];
+    this.#show(this.#t("failedTitle"), content, { center: true, ending, actions: [...actions, close] });
   }
 
   async #broke(error, again) {

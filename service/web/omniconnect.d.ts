@@ -12,6 +12,18 @@ export type Rejected =
   | { status: "OM410"; message: "Rejected: Incorrect secret or client id" }
   | { status: "OM500"; message: "Rejected: Internal server error" };
 
+/** The client's sentences; their English texts stand at the top of its source. */
+export type StringKey =
+  | "title" | "close" | "back" | "next" | "retry" | "done" | "loading" | "consentLead" | "consentHost"
+  | "consentRead" | "consentPassword" | "consentStop" | "chooseTitle" | "search" | "found" | "foundOne"
+  | "foundNone" | "unavailable" | "signInTitle" | "signInHint" | "username" | "password" | "show" | "hide"
+  | "signIn" | "required" | "wrong" | "attemptsLeft" | "attemptsLeftOne" | "lost" | "oauthHint" | "oauthOpen"
+  | "oauthWaiting" | "oauthWaitingHint" | "oauthAgain" | "oauthDenied" | "working" | "workingSoon" | "workingLong"
+  | "workingVeryLong" | "offline" | "accountsLoading" | "accountsTitle" | "accountsNone" | "accountsAll"
+  | "accountsFirst" | "meter" | "account" | "link" | "linkOne" | "linkNone" | "linkMany" | "linkMost" | "linking"
+  | "linkingHint" | "linkedTitle" | "linked" | "linkedOne" | "failedTitle" | "utilityDown" | "timedOut" | "tooMany"
+  | "unclear" | "broken" | "expired" | "other" | "more";
+
 interface Common {
   /** Address of the service; by default the one that served this script. */
   baseUrl?: string;
@@ -20,7 +32,7 @@ interface Common {
   /** Version of the terms that the person agrees to; it is kept with the link. */
   consentVersion?: string;
   /** Other words or another language, by key; `{…}` parts are filled in. */
-  strings?: Record<string, string>;
+  strings?: Partial<Record<StringKey, string>>;
   /** Language of the strings, as in `lang=`. */
   lang?: string;
   /** Fill the window, for a page that holds nothing else. */

@@ -126,7 +126,7 @@ async def test_a_bug_behind_the_policy_is_an_envelope_too(
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/nothing", 404, "not_found"),
         ("GET", "/v1", 404, "not_found"),
         ("GET", "/v1/", 404, "not_found"),
         ("GET", "/v1/nothing", 404, "not_found"),

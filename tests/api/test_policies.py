@@ -6,13 +6,14 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from service.api import ops, sessions
+from service.api import demo, ops, sessions
 from service.api.caller import POLICIES, any_caller, own_session, policies_of, require_policies
 from service.app import create_app
 from service.settings import Settings
 
 OPEN = {"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/docs/assets"}
-OPEN |= {"/sdk/{name}", "/sdk/{version}/{name}", "/logos/{provider_id}"}
+OPEN |= {"/sdk/{name}", "/sdk/{version}/{name}", "/logos/{provider_id}", "/link/{session_id}"}
+DEMO = {"/", "/demo/assets/{name}", "/demo/sessions", "/demo/sessions/{session_id}"}
 
 POLICY_OF = {
     "create_session": "door",
@@ -25,6 +26,7 @@ POLICY_OF = {
     "cancel_validation": "own_session",
     "list_service_accounts": "own_session",
     "create_link": "own_session",
+    "enter_hosted_page": "guest",
     "widget_access_token": "page_door",
     "widget_utility_companies": "widget_session",
     "widget_create_job": "widget_session",
@@ -43,7 +45,7 @@ def test_every_route_declares_exactly_one_policy_or_is_open_on_purpose(app: Fast
     declared: dict[str, str] = {}
     for route in app.routes:
         path = getattr(route, "path", "")
-        if path in OPEN:
+        if path in OPEN | DEMO:
             assert not path.startswith("/v1")
             continue
         assert isinstance(route, APIRoute), path
@@ -53,6 +55,7 @@ def test_every_route_declares_exactly_one_policy_or_is_open_on_purpose(app: Fast
     # Who may call what is a decision: a change of it is made here as well.
     assert declared == POLICY_OF
     assert ops.OPEN_PATHS == OPEN
+    assert demo.OPEN_PATHS == DEMO
 
 
 def test_every_policy_is_known_and_guards_something() -> None:

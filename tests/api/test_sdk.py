@@ -1,4 +1,4 @@
-"""The browser client and the providers' pictures, as they are served."""
+"""The browser client, as it is served."""
 
 import base64
 import gzip
@@ -8,10 +8,8 @@ import pytest
 
 from service import __version__
 from service.api.cached import Cached
-from service.api.logos import _picture
 from tests.conftest import Replica
 from tests.shared import lasting, shared
-from tests.walk import APS
 
 __all__ = ["lasting", "shared"]
 
@@ -59,35 +57,15 @@ async def test_nothing_else_is_served(shared: Replica, path: str) -> None:
     assert answer.json()["code"] == "not_found"
 
 
-async def test_a_logo_is_served_as_a_picture_and_nothing_more(shared: Replica) -> None:
-    answer = await shared.client.get(f"/logos/{APS}")
-    assert answer.headers["content-type"] == "image/svg+xml"
-    assert answer.headers["content-security-policy"] == "default-src 'none'; style-src 'unsafe-inline'; sandbox"
-    assert answer.headers["cache-control"] == "public, max-age=86400"
-    assert answer.text.startswith("<svg")
-    known = {"If-None-Match": answer.headers["etag"]}
-    assert (await shared.client.get(f"/logos/{APS}", headers=known)).status_code == 304
-
-
-@pytest.mark.parametrize(
-    ("address", "picture"),
-    [
-        ("data:image/png;base64,iVBORw==", ("image/png", b"\x89PNG")),
-        ("data:image/svg+xml;charset=utf-8,%3Csvg/%3E", ("image/svg+xml", b"<svg/>")),
-        ("data:IMAGE/GIF;base64,R0lG", ("image/gif", b"GIF")),
-        ("data:image/png;base64,!", None),
-        ("data:image/png,", None),
-        ("data:text/html,<script>", None),
-        ("data:image/x-icon;base64,AAAA", None),
-        ("https://example.org/logo.png", None),
-        ("", None),
-        ("data:image/png," + "a" * 65_536, ("image/png", b"a" * 65_536)),
-        ("data:image/png," + "a" * 65_537, None),
-        ("data:image/png," + "%61" * 65_537, None),
-    ],
-)
-def test_only_pictures_of_bearable_size_are_decoded(address: str, picture: tuple[str, bytes] | None) -> None:
-    assert _picture(address) == picture
+@pytest.mark.parametrize("path", ["/sdk/omniconnect.js", f"/sdk/{__version__}/omniconnect.mjs", "/sdk/integrity.json"])
+async def test_a_head_request_is_answered_as_a_get_without_the_body(shared: Replica, path: str) -> None:
+    got, head = await shared.client.get(path), await shared.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "cache-control", "etag", "content-length"):
+        assert head.headers[name] == got.headers[name]
+    assert (await shared.client.head("/sdk/client.js")).status_code == 404
+    refused = await shared.client.post(path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_a_short_file_is_not_packed() -> None:

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from playwright.async_api import BrowserContext, Page, expect
 
+from service.sandbox.people import PEOPLE, Person
 from service.sandbox.server import SandboxServer
 from service.settings import ClientRule, Settings
+from tests.browser.conftest import let_in
 from tests.browser.host import Host, in_token_mode
 from tests.conftest import Replica, running_replica
 from tests.walk import PASSWORD
@@ -111,6 +113,27 @@ async def test_forty_accounts_of_two_utilities(host: Host) -> None:
     assert len((await host.settled())["value"]["serviceAccounts"]) == 41
 
 
+async def test_no_more_accounts_are_chosen_than_one_link_takes(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PEOPLE, "user_crowd", Person("user_crowd", accounts=201, seconds=0.0))
+    await host.to_sign_in()
+    await host.sign_in("user_crowd")
+    await expect(host.dialog.get_by_role("status")).to_have_text("Up to 200 accounts can be shared. Choose which.")
+    boxes = host.dialog.get_by_role("checkbox")
+    await host.dialog.get_by_label("Select the first 200").check()
+    await expect(host.dialog.get_by_role("button", name="Share 200 accounts")).to_be_enabled()
+    await boxes.last.check()
+    refusal = host.dialog.get_by_role("button", name="Choose at most 200 accounts")
+    await expect(refusal).to_have_attribute("aria-disabled", "true")
+    await refusal.click(force=True)
+    await host.sees("Choose the accounts to share")
+    await boxes.nth(1).uncheck()
+    await host.press("Share 200 accounts")
+    await host.press("Done")
+    linked = (await host.settled())["value"]
+    assert linked["status"] == "OM200"
+    assert len(linked["serviceAccounts"]) == 200
+
+
 async def test_an_unclear_link_is_told_as_such(host: Host, upstream: SandboxServer) -> None:
     await host.to_sign_in()
     await host.sign_in("user_link_lost")
@@ -181,14 +204,15 @@ async def test_leaving_the_wait_gives_the_validation_up(host: Host) -> None:
 
 
 async def test_a_reload_resumes(host: Host, upstream: SandboxServer) -> None:
-    upstream.world.settings.speed = 0.5
     await host.to_sign_in()
-    await host.sign_in("user_good")
+    async with host.page.expect_response("**/validations"):
+        await host.sign_in("user_never")
     await host.sees("Signing in to Arizona Public Service")
     assert PASSWORD not in await host.stored()
     await host.page.reload()
     await host.start()
     await host.sees("Signing in to Arizona Public Service")
+    let_in(upstream)
     await host.sees("Choose the accounts to share")
     await host.page.reload()
     await host.start()
@@ -196,11 +220,12 @@ async def test_a_reload_resumes(host: Host, upstream: SandboxServer) -> None:
 
 
 async def test_a_lost_network_is_waited_for(host: Host, context: BrowserContext, upstream: SandboxServer) -> None:
-    upstream.world.settings.speed = 0.5
     await host.to_sign_in()
-    await host.sign_in("user_one")
+    async with host.page.expect_response("**/validations"):
+        await host.sign_in("user_never")
     await host.sees("Signing in to Arizona Public Service")
     await context.set_offline(offline=True)
+    let_in(upstream)
     await expect(host.dialog.get_by_text("Your connection was lost.")).to_be_visible()
     await context.set_offline(offline=False)
     await host.sees("Choose the accounts to share")
@@ -300,6 +325,20 @@ async def test_focus_stays_inside_the_dialog(host: Host) -> None:
     await host.page.get_by_role("button", name="Continue").focus()
 
 
+async def test_a_small_window_is_filled_and_a_large_one_is_not(host: Host) -> None:
+    await host.sees("Connect your utility account")
+    # A window, and the dialog's size in it.
+    sizes: dict[tuple[int, int], tuple[float, float]]
+    sizes = {(450, 800): (450, 800), (740, 360): (424, 360), (740, 600): (424, 568), (1280, 900): (424, 640)}
+    for (width, height), size in sizes.items():
+        await host.page.set_viewport_size({"width": width, "height": height})
+        box = await host.dialog.bounding_box()
+        assert box is not None
+        assert (box["width"], box["height"]) == size
+        assert (box["x"], box["y"]) == ((width - size[0]) / 2, (height - size[1]) / 2)
+        await expect(host.dialog.get_by_role("button", name="Continue")).to_be_in_viewport()
+
+
 async def test_opens_again_after_it_has_settled(host: Host) -> None:
     await host.press("Close")
     assert await host.settled() == CLOSED
@@ -330,19 +369,20 @@ async def test_both_names_and_the_module_are_the_same_class(host: Host) -> None:
 async def test_a_publishable_client_from_another_origin(
     page: Page, context: BrowserContext, settings: Settings, upstream: SandboxServer
 ) -> None:
-    upstream.world.settings.speed = 0.5
     origin = "http://localhost:4000"
     clients = {"pub_test": ClientRule(name="Test", origins=frozenset({origin}))}
     async with running_replica(settings.model_copy(update={"clients": clients})) as replica:
         host = await Host(page, replica, replica.walk(), {"clientId": "pub_test"}, origin=origin).visit()
         await host.start()
         await host.to_sign_in()
-        await host.sign_in("user_good")
+        async with page.expect_response("**/validations"):
+            await host.sign_in("user_never")
         await host.sees("Signing in to Arizona Public Service")
         [kept] = await page.evaluate("Object.values(sessionStorage).map(JSON.parse)")
         assert set(kept) == {"id", "token"}
         await page.reload()
         await host.start()
+        let_in(upstream)
         await host.sees("Choose the accounts to share")
         await host.dialog.get_by_role("checkbox").nth(1).check()
         await host.press("Share 1 account")

@@ -1,5 +1,7 @@
 """How every step looks: accessible by axe's rules, and whole, on a phone and a desktop, light and dark."""
 
+import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,11 +9,13 @@ from typing import Final, Literal
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, Route, expect
 
 from service.sandbox.server import SandboxServer
+from tests.browser.conftest import let_in
 from tests.browser.host import Host, in_token_mode
 from tests.conftest import Replica
+from tests.walk import PASSWORD
 
 PICTURES: Final = os.environ.get("SCREENSHOTS")
 """A directory: then each screen is kept there for people to look at."""
@@ -21,6 +25,12 @@ _RULES: Final = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
     "resultTypes": ["violations"],
 }
+_CUT: Final = """(dialog) => [dialog, ...dialog.querySelectorAll("*:not(.head span)")]
+    .filter((it) => it.clientWidth && it.scrollWidth > it.clientWidth + 1).map((it) => it.outerHTML.slice(0, 80))"""
+_LONG: Final = [
+    "Lower Rio Grande Valley Rural Electric Membership Cooperative and Water Improvement District No. 17",
+    "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkgesellschaft",
+]
 _ARABIC: Final = {
     "title": "اربط حساب المرافق الخاص بك",
     "next": "متابعة",
@@ -29,6 +39,8 @@ _ARABIC: Final = {
     "username": "اسم المستخدم",
     "password": "كلمة المرور",
     "signIn": "تسجيل الدخول",
+    "accountsTitle": "اختر الحسابات التي تريد مشاركتها",
+    "meter": "العداد {number}",
 }
 
 
@@ -47,11 +59,10 @@ class Look:
         faults = [(each["id"], [node["target"] for node in each["nodes"]]) for each in found]
         assert faults == [], screen
         assert await self._page.evaluate("document.documentElement.scrollWidth <= innerWidth"), screen
-        parts = "[dialog, ...dialog.querySelectorAll('.body, h2')]"
-        cut = f"(dialog) => {parts}.some((it) => it.scrollWidth > it.clientWidth + 1)"
-        assert not await self._page.get_by_role("dialog").evaluate(cut), f"{screen} is wider than its dialog"
+        assert await self._page.get_by_role("dialog").evaluate(_CUT) == [], f"{screen} is wider than its dialog"
         self._seen += 1
         if PICTURES:
+            await self._page.mouse.move(0, 0)
             await self._page.screenshot(path=Path(PICTURES) / f"{self._name}-{self._seen:02d}-{screen}.png")
 
 
@@ -89,7 +100,7 @@ async def test_every_step(page: Page, replica: Replica, upstream: SandboxServer,
     await look.at("consent")
     await host.press("Continue")
     await host.sees("Choose your utility")
-    await page.wait_for_load_state("networkidle")
+    await expect(host.dialog.locator("img").first).to_have_js_property("complete", value=True)
     await look.at("providers")
     await host.dialog.get_by_role("searchbox").fill("zzz")
     await look.at("none-found")
@@ -110,20 +121,29 @@ async def test_every_step(page: Page, replica: Replica, upstream: SandboxServer,
     await host.sign_in("user_good", "wrong")
     await host.dialog.get_by_text("is not correct").wait_for()
     await look.at("wrong")
-    upstream.world.settings.speed = 0.5
-    await host.sign_in("user_forty")
+    upstream.world.settings.speed = 1000.0
+    async with page.expect_response("**/validations"):
+        await host.sign_in("user_forty")
     await host.sees("Signing in")
     await host.dialog.get_by_text("usually takes").wait_for()
     await look.at("working")
+    let_in(upstream)
     await host.sees("Choose the accounts")
     await look.at("accounts")
     await host.dialog.get_by_role("checkbox").nth(1).check()
     await host.dialog.get_by_role("checkbox").nth(2).check()
     await look.at("chosen")
-    upstream.world.faults.add("batch", "delay", value=0.8)
+    looked = asyncio.Event()
+
+    async def linked_later(route: Route) -> None:
+        await looked.wait()
+        await route.continue_()
+
+    await page.route("**/links", linked_later)
     await host.press("Share 2 accounts")
     await host.sees("Linking your accounts")
     await look.at("linking")
+    looked.set()
     await host.sees("Your accounts are connected")
     await look.at("linked")
 
@@ -157,6 +177,90 @@ async def test_right_to_left(page: Page, replica: Replica, look: Look) -> None:
     assert close["x"] < back["x"]
     await host.dialog.get_by_role("button", name="Arizona").click()
     await look.at("sign-in")
+    await host.dialog.get_by_label(_ARABIC["username"]).fill("user_quick")
+    await host.dialog.get_by_label(_ARABIC["password"], exact=True).fill(PASSWORD)
+    await host.press(_ARABIC["signIn"])
+    await host.sees(_ARABIC["accountsTitle"])
+    await look.at("accounts")
+    # An address keeps its own direction: the house number stays before the street.
+    places = """(text) => [[0, 3], [4, 8]].map(([start, end]) => {
+      const range = document.createRange();
+      range.setStart(text.firstChild, start);
+      range.setEnd(text.firstChild, end);
+      return range.getBoundingClientRect().left;
+    })"""
+    number, street = await host.dialog.locator("bdi", has_text="100 East").evaluate(places)
+    assert number < street
+
+
+async def test_full_screen(page: Page, replica: Replica, look: Look) -> None:
+    look._name += "-full"
+    host = await in_token_mode(page, replica, hostName="Sunny Solar", fullScreen=True)
+    await host.start()
+    await host.sees("Connect your utility account")
+    await look.at("consent")
+    window = page.viewport_size
+    box = await host.dialog.bounding_box()
+    assert window is not None
+    assert box is not None
+    if window["width"] == 320:
+        assert box == {"x": 0, "y": 0, **window}
+    else:
+        assert (box["width"], box["height"]) == (424, 640)
+        assert (box["x"], box["y"]) == ((window["width"] - 424) / 2, (window["height"] - 640) / 2)
+    # Nothing of the page behind shines through, and the card stands out from it.
+    behind = await host.dialog.evaluate("(it) => getComputedStyle(it, '::backdrop').backgroundColor")
+    assert behind.startswith("rgb(")
+    assert behind != await host.dialog.evaluate("(it) => getComputedStyle(it).backgroundColor")
+    await host.to_sign_in()
+    await look.at("sign-in")
+    await host.sign_in("user_good")
+    await host.sees("Choose the accounts")
+    await look.at("accounts")
+
+
+async def test_long_names_and_addresses(page: Page, replica: Replica, look: Look) -> None:
+    look._name += "-long"
+
+    async def providers(route: Route) -> None:
+        answer = await route.fetch()
+        envelope = await answer.json()
+        for number, each in enumerate(envelope["providers"]):
+            each["name"] = f"{_LONG[number % 2]} {number}"
+            each["available"] = number != 2
+            each["signIn"] = "oauth" if number == 3 else "password"
+        await route.fulfill(response=answer, body=json.dumps(envelope))
+
+    async def accounts(route: Route) -> None:
+        answer = await route.fetch()
+        envelope = await answer.json()
+        for each in envelope["serviceAccounts"]:
+            each["address"] |= {"street": "12345 " + _LONG[0], "city": _LONG[1]}
+            each["legalNames"] = ["Wolfeschlegelsteinhausenbergerdorff Familienstiftung", "J. Doe"]
+            each["meterNumber"] = "0123456789" * 5
+        await route.fulfill(response=answer, body=json.dumps(envelope))
+
+    await page.route("**/v1/providers", providers)
+    await page.route("**/service-accounts", accounts)
+    host = await in_token_mode(page, replica, hostName=f"{_LONG[1]} of Greater Maricopa County")
+    await host.start()
+    await host.sees("Connect your utility account")
+    await look.at("consent")
+    await host.press("Continue")
+    await host.sees("Choose your utility")
+    await look.at("providers")
+    await host.dialog.get_by_role("button", name=_LONG[1]).nth(1).click()
+    await look.at("oauth")
+    await host.press("Back")
+    await host.dialog.get_by_role("button", name=_LONG[0]).first.click()
+    await look.at("sign-in")
+    await host.sign_in("user_server_error")
+    await host.sees("That did not work")
+    await look.at("broken")
+    await host.press("Try again")
+    await host.sign_in("user_good")
+    await host.sees("Choose the accounts")
+    await look.at("accounts")
 
 
 async def test_colours_and_motion_are_the_host_s_to_choose(page: Page, replica: Replica) -> None:

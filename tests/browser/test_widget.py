@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
+from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ from service.settings import SANDBOX_SECRET, ClientRule
 from tests.conftest import Replica, make_settings, running_replica
 from tests.walk import PASSWORD
 
-STAND_IN = (Path(__file__).parent / "widget_stand_in.js").read_text("utf-8")
+STAND_IN = (resources.files("service") / "web" / "demo" / "widget-stand-in.js").read_text("utf-8")
 SHOP = "http://localhost:4300"
 LOCAL = "http://localhost:4200"
 VENDOR = "https://app.omnimetic.com"

@@ -256,7 +256,7 @@ class Round:
         await parts.open("last")
         for account in "abc":
             await self._ask(parts, "last", (account,), resend=(), key=None)
-            await parts.sessions.close("last", now=world.clock.now(), voided=())
+            await parts.sessions.close(await parts.read("last"), now=world.clock.now(), voided=())
             await parts.open(f"last-{account}")
             await self._ask(parts, f"last-{account}", (account,), resend=(), key=None)
         for process in [*self._processes, *self._gone]:
@@ -310,7 +310,7 @@ class Round:
     async def _close(self, session: str) -> None:
         parts = self._any()
         try:
-            closed = await parts.settlement.close(session)
+            closed = await parts.settlement.close(await parts.read(session))
         except ServiceError:
             return
         if closed.state == "closed":

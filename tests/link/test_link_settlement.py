@@ -1,6 +1,7 @@
 """What becomes of an attempt in its session, whatever order its results come in, however long its process slept."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -37,8 +38,9 @@ async def silent(valkey: str, prefix: str, clock: MovableClock) -> AsyncIterator
 async def _begin(parts: Parts, name: str, accounts: list[str] = AB, *, seconds: int = 120, key: str = "") -> str:
     intent = _intent(name, accounts, parts, seconds=seconds)
     named = (key, "f" + "".join(accounts)) if key else None
+    session = await parts.sessions.read("S") or replace(await parts.open("another"), id="S")
     return await parts.sessions.begin_link(
-        "S", intent, now=parts.clock.now(), most_intents=3, most_keys=3, idempotency=named
+        session, intent, now=parts.clock.now(), most_intents=3, most_keys=3, idempotency=named
     )
 
 
@@ -153,7 +155,7 @@ async def test_a_closed_session_stays_closed_whatever_is_settled_late(parts: Par
     await parts.open("S")
     await _begin(parts, "A")
     stale = await parts.read("S")
-    assert (await parts.settlement.close("S")).state == "closed"
+    assert (await parts.settlement.close(await parts.read("S"))).state == "closed"
     await _send(parts, "X")
     await parts.guards.record("X", ACCOUNT_ID, AB, "linked")
     assert (await parts.settlement.recover(stale)).state == "closed"
@@ -172,7 +174,7 @@ async def test_closing_voids_who_has_not_sent(parts: Parts) -> None:
     await parts.open("S")
     await _begin(parts, "A")
     await _claim(parts, "A")
-    assert (await parts.settlement.close("S")).state == "closed"
+    assert (await parts.settlement.close(await parts.read("S"))).state == "closed"
     assert await parts.guards.mark_sent("A", ACCOUNT_ID, AB) == "voided"
     assert await _begin(parts, "B") == "closed"
 
@@ -182,20 +184,20 @@ async def test_closing_while_sending_is_refused_and_changes_nothing(parts: Parts
     await _begin(parts, "A")
     await _send(parts, "A")
     with pytest.raises(AlreadyInProgress):
-        await parts.settlement.close("S")
+        await parts.settlement.close(await parts.read("S"))
     await parts.guards.record("A", ACCOUNT_ID, AB, "linked")
-    assert (await parts.settlement.close("S")).state == "linked"
+    assert (await parts.settlement.close(await parts.read("S"))).state == "linked"
 
 
 async def test_closing_an_unknown_session_leaves_a_resend_alone(parts: Parts, silent: Parts) -> None:
     await parts.open("S")
     await _begin(parts, "A")
     await _send(silent, "A")
-    assert (await parts.settlement.close("S")).state == "unknown"
+    assert (await parts.settlement.close(await parts.read("S"))).state == "unknown"
     assert await _begin(parts, "B") == "begun"
     assert await _claim(parts, "B") == "claimed"
     with pytest.raises(AlreadyInProgress):
-        await parts.settlement.close("S")
+        await parts.settlement.close(await parts.read("S"))
     assert await parts.guards.mark_sent("B", ACCOUNT_ID, AB) == "sent"
 
 
@@ -208,7 +210,7 @@ async def test_closing_a_linked_session_leaves_those_alone_who_wait_for_its_link
     intent = _intent("A", AB, parts)
     await parts.guards.record("A", ACCOUNT_ID, AB, "linked")
     await parts.sessions.settle_link("S", intent, "linked", now=parts.clock.now(), link=link)
-    assert (await parts.settlement.close("S")).state == "linked"
+    assert (await parts.settlement.close(await parts.read("S"))).state == "linked"
     assert await _claim(parts, "B") == "done"
 
 
@@ -216,7 +218,7 @@ async def test_closing_after_the_end_of_its_time_leaves_no_attempt_behind(parts:
     await parts.open("S")
     await _begin(parts, "A", seconds=2 * 3600)
     clock.forward(3600)
-    session = await parts.settlement.close("S")
+    session = await parts.settlement.close(await parts.read("S"))
     assert (session.state, session.intents) == ("open", [])
 
 

@@ -1,11 +1,11 @@
 -- Write down the intent to link before anything else happens (step 1 of `service/link/attempt.py`).
 -- KEYS: session. ARGV: now, attempt, intent, digest of the choice, most intents, idempotency field or '', its fingerprint,
--- most idempotency fields.
+-- most idempotency fields, browser.
 -- Returns 'begun', or why not: 'missing', 'reused', 'closed', 'expired', 'linked' (this very choice), 'settled' (another one is
 -- linked), 'unknown' (what became of another one is), 'other' (another one is under way), 'keys' (too many idempotency fields).
 local now, attempt, digest = tonumber(ARGV[1]), ARGV[2], ARGV[4]
 local state = redis.call('HGET', KEYS[1], 'state')
-if not state then return 'missing' end
+if not state or (redis.call('HGET', KEYS[1], 'browser') or '') ~= ARGV[9] then return 'missing' end
 if ARGV[6] ~= '' then
   local known = redis.call('HGET', KEYS[1], ARGV[6])
   if known and known ~= ARGV[7] then return 'reused' end

@@ -1,11 +1,12 @@
 -- Close a session whose open link attempts have all been voided in the guard.
--- KEYS: session. ARGV: now, ms to keep it, channel, topic, voided attempts ... Returns what it is by then, or 'intents'.
+-- KEYS: session. ARGV: now, ms to keep it, channel, topic, browser, voided attempts ... Returns what it is by then, or 'intents'.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 'missing' end
+if (redis.call('HGET', KEYS[1], 'browser') or '') ~= ARGV[5] then return 'missing' end
 if state ~= 'open' then return state end
 if tonumber(redis.call('HGET', KEYS[1], 'expires')) <= tonumber(ARGV[1]) then return 'expired' end
 local voided = {}
-for i = 5, #ARGV do voided['intent:' .. ARGV[i]] = true end
+for i = 6, #ARGV do voided['intent:' .. ARGV[i]] = true end
 local intents = {}
 for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
   if string.sub(name, 1, 7) == 'intent:' then

@@ -1,7 +1,7 @@
 -- Write down a validation before anything is sent, if the session may have one more.
 -- KEYS: session. ARGV: now, validation, provider, sign-in kind, deadline, most pending, most by password, most in all,
 -- ms after its deadline from which a pending one counts as given up, channel, topic, what a password's account is counted
--- by, how many more passwords that account may see.
+-- by, how many more passwords that account may see, browser.
 -- Returns {'added'}, or why not: {'missing'}, {state}, {'unknown', unclear link attempts}, {'expired'}, {'linking'},
 -- {'pending', validation}, {'spent'} (most in all), {'attempts'} (most by password), {'crowded'} (most pending).
 local now, id, provider, kind = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
@@ -11,14 +11,15 @@ local session = {}
 for i = 1, #raw, 2 do session[raw[i]] = raw[i + 1] end
 local prefix = 'val:' .. id .. ':'
 if session[prefix .. 'state'] then return {'added'} end
+if (session['browser'] or '') ~= ARGV[14] then return {'missing'} end
 if session['state'] ~= 'open' then return {session['state'], session['unclear'] or ''} end
 if tonumber(session['expires']) <= now then return {'expired'} end
-local pending, total, passwords = 0, 0, tonumber(session['passwords'] or '0')
+local pending, passwords = 0, tonumber(session['passwords'] or '0')
+local total = tonumber(session['validations'] or '0')
 for name, value in pairs(session) do
   if string.sub(name, 1, 7) == 'intent:' then return {'linking'} end
   local other = string.match(name, '^val:(.+):state$')
   if other then
-    total = total + 1
     local deadline = tonumber(session['val:' .. other .. ':deadline'] or '0')
     if value == 'pending' and deadline + tonumber(ARGV[9]) > now then
       pending = pending + 1
@@ -33,6 +34,7 @@ if kind == 'password' then
   local left = tonumber(ARGV[7]) - redis.call('HINCRBY', KEYS[1], 'passwords', 1)
   redis.call('HSET', KEYS[1], prefix .. 'account', ARGV[12], prefix .. 'left', math.min(left, tonumber(ARGV[13])))
 end
+redis.call('HINCRBY', KEYS[1], 'validations', 1)
 redis.call('HSET', KEYS[1], prefix .. 'state', 'pending', prefix .. 'provider', provider, prefix .. 'kind', kind,
   prefix .. 'created', ARGV[1], prefix .. 'deadline', ARGV[5])
 redis.call('PUBLISH', ARGV[10], ARGV[11])

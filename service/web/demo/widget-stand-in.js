@@ -1,5 +1,6 @@
 /**
- * A stand-in for the vendor's widget: its calls, headers, one-second polling and decisions, none of its looks.
+ * A stand-in for the vendor's widget, for the demo and the tests: its calls, headers, one-second polling and decisions,
+ * none of its looks. What a page loads in its place is the vendor's own script, unmodified.
  * It reaches its server as the vendor's builds do: `local` on port 4200, `preview` on the page's own origin,
  * `production` on the vendor's host.
  */
@@ -80,30 +81,38 @@ class Omnimetic {
 
   show(...children) {
     const close = this.element("button", { type: "button", textContent: "Close", onclick: () => this.settle(OUTCOMES.closed) });
-    this.container.replaceChildren(this.element("div", { className: "widget" }, ...children, close));
+    const shown = children.filter((child) => child.tagName !== "P" || child.textContent);
+    this.container.replaceChildren(this.element("div", { className: "widget" }, ...shown, close));
   }
 
   choose(companies) {
     const select = this.element("select", { name: "company" });
-    select.setAttribute("aria-label", "Utility");
+    const label = this.element("label", { textContent: "Utility" }, select);
     for (const company of companies) select.append(new Option(company.name, company.id));
     const next = this.element("button", {
       type: "button",
       textContent: "Next",
       onclick: () => this.signIn(companies.find((each) => each.id === select.value)),
     });
-    this.show(select, next);
+    this.show(label, next);
   }
 
   signIn(company, problem = "") {
-    if (OAUTH.includes(company.name) || company.loginUrl) {
+    const elsewhere = OAUTH.includes(company.name) || company.loginUrl;
+    if (elsewhere && !company.loginUrl) {
+      // The vendor's own goes to an address that it knows, of a real utility.
+      const back = this.element("button", { type: "button", textContent: "Start again", onclick: () => this.start() });
+      return this.show(this.element("p", { textContent: `${company.name} told no address to sign in at` }), back);
+    }
+    if (elsewhere) {
       const go = this.element("button", { type: "button", textContent: "Sign in at the utility", onclick: () => this.job(company, "username", "password", true) });
       return this.show(go);
     }
     const username = this.element("input", { name: "username", placeholder: "Username", autocomplete: "off" });
     const password = this.element("input", { name: "password", type: "password", placeholder: "Password", autocomplete: "off" });
     const go = this.element("button", { type: "button", textContent: "Sign in", onclick: () => this.job(company, username.value, password.value, false) });
-    this.show(this.element("p", { textContent: problem }), username, password, go);
+    const labels = [this.element("label", { textContent: "Username" }, username), this.element("label", { textContent: "Password" }, password)];
+    this.show(this.element("p", { textContent: problem }), ...labels, go);
   }
 
   async job(company, username, password, oauth) {
@@ -114,7 +123,7 @@ class Omnimetic {
     const job = await this.send("POST", "/jobs", body, type ? { type } : {});
     if (job.status !== 201) return popup?.close(), this.settle(OUTCOMES.broken);
     if (popup) {
-      const page = new URL(company.loginUrl ?? "https://sharemydata.pge.com/myAuthorization");
+      const page = new URL(company.loginUrl);
       page.searchParams.set("client_id", "494ee81b3ca1470babfb6bb59ee64e07");
       page.searchParams.set("redirect_uri", "https://app.omnimetic.com/oauth2/pge/authorize");
       page.searchParams.set("response_type", "code");

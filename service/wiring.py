@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from importlib.metadata import version
@@ -86,7 +86,7 @@ class Process:
         health: Health,
         store: Store,
         transport: Transport,
-        identity: Transport,
+        identity: Transport | None,
         origins: frozenset[str],
         notices: Notices,
         watchers: Watchers,
@@ -105,7 +105,7 @@ class Process:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep leases, subscription and health while the process serves; let work under way finish at the end."""
-        async with self._store, self._transport, self._identity:
+        async with self._store, self._transport, self._identity or nullcontext():
             loops = [
                 asyncio.create_task(self._notices.listen(), name="notices"),
                 asyncio.create_task(self._watchers.run(), name="leases"),
@@ -177,7 +177,11 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
     )
     pictures = PictureClient(user_agent=agent, loopback=settings.sandbox, ca_pem=ca_pem)
     # The identity provider is no part of the vendor: connections, certificates and limits of its own.
-    identity = Transport(limits=TransportLimits(max_connections=4), user_agent=agent, https_only=https_only)
+    identity = (
+        Transport(limits=TransportLimits(max_connections=4), user_agent=agent, https_only=https_only)
+        if settings.jwt_jwks_url
+        else None
+    )
     client = UpstreamClient(
         transport=transport,
         base_url=settings.upstream_url,
@@ -318,9 +322,9 @@ def _clients(settings: Settings, tenant: str) -> list[PublishableClient]:
     return clients
 
 
-def _users(settings: Settings, transport: Transport, *, tasks: Tasks, clock: Clock) -> UserTokens | None:
+def _users(settings: Settings, transport: Transport | None, *, tasks: Tasks, clock: Clock) -> UserTokens | None:
     url = settings.jwt_jwks_url
-    if url is None:
+    if url is None or transport is None:
         return None
 
     async def fetch() -> bytes:

@@ -15,12 +15,29 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import override
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service import __version__, errors
-from service.api import accounts, demo, docs, hosted, links, logos, ops, providers, sdk, sessions, validations, widget
+from service.api import (
+    accounts,
+    demo,
+    docs,
+    events,
+    hosted,
+    links,
+    logos,
+    ops,
+    providers,
+    sdk,
+    sessions,
+    validations,
+    widget,
+)
 from service.api.body import BodyGuard
 from service.api.caller import require_policies
 from service.api.cors import ApiCors
@@ -104,7 +121,7 @@ def openapi_document() -> dict[str, Any]:
 
 
 def _bare_app(**options: Any) -> FastAPI:  # noqa: ANN401 -- FastAPI's own
-    app = FastAPI(
+    app = _App(
         title="omniconnect-bff",
         version=__version__,
         docs_url=None,
@@ -117,10 +134,28 @@ def _bare_app(**options: Any) -> FastAPI:  # noqa: ANN401 -- FastAPI's own
         },
         **options,
     )
-    for module in (sessions, providers, validations, accounts, links, ops, sdk, logos, hosted):
+    for module in (sessions, providers, validations, accounts, links, ops, sdk, logos, hosted, events):
         # Not `include_router`: FastAPI would resolve each request through one more layer.
         app.router.routes.extend(module.router.routes)
     return app
+
+
+class _App(FastAPI):
+    """FastAPI without its own middleware: nothing here needs closing after a request, and ours bounds bodies."""
+
+    @override
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = ExceptionMiddleware(self.router, handlers=dict(self.exception_handlers))
+        for each in reversed(self.user_middleware):
+            app = each.cls(app, *each.args, **each.kwargs)
+        return app
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
 
 
 def _proxy_headers(settings: Settings) -> list[Middleware]:

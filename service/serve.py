@@ -46,6 +46,7 @@ _HEALTH_CHECK_SECONDS: Final = 30
 """How long a worker may take to start when SIGHUP has them replaced one by one."""
 
 _THREADS_SECONDS: Final = 0.1
+_UNANSWERED_MS: Final = 12_000
 _BACKLOG: Final = 4096
 _KEY_FILE: Final = "encryption.key"
 _KEY_BYTES: Final = 32
@@ -89,6 +90,9 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
     listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":
+            # Connections inherit it: a client that vanished is noticed by the first heartbeat that it does not take.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNANSWERED_MS)
         with listening_at(settings.host, settings.port, _PORT_SETTING):
             listener.bind((settings.host, settings.port))
         yield listener

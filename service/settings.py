@@ -165,7 +165,12 @@ class Settings(BaseSettings):
         2.0, ge=0, le=60, description="After SIGTERM, how long requests are still accepted while `/readyz` fails."
     )
     retention_hours: float = Field(24.0, gt=0, le=24 * 30, description="How long an ended session stays readable.")
-    poll_seconds: float = Field(1.0, gt=0, le=30, description="Between two polls of one running validation.")
+    poll_seconds: float = Field(
+        1.0,
+        gt=0,
+        le=30,
+        description="Between two polls at a provider that nothing is known of; what is learned scales with it.",
+    )
     poll_lease_seconds: float = Field(
         10.0, ge=0.2, le=60, description="How long a silent process keeps its validations."
     )
@@ -176,6 +181,7 @@ class Settings(BaseSettings):
     refusals_per_minute: int = Field(
         60, ge=1, le=1_000_000, description="Bad credentials that one address may present before it is told to wait."
     )
+    session_reads: int = Field(300, ge=1, le=1_000_000_000, description="Reads of one session in a minute.")
     oauth_minutes: float = Field(15.0, gt=0, le=60, description="Time limit of a validation by OAuth.")
 
     @field_validator("encryption_keys", mode="before")

@@ -17,7 +17,9 @@ from service.link.access import Access, ApiKey
 from service.link.accounts import Accounts
 from service.link.attach import Attach
 from service.link.attempt import Attempts, Patience
+from service.link.changes import Changes
 from service.link.clients import Clients, PublishableClient
+from service.link.events import Events
 from service.link.hosted import HostedPages
 from service.link.identity import IssuerRules, KeySet, UserTokens
 from service.link.limits import Doors, Lockout
@@ -32,6 +34,7 @@ from service.link.validate import TimeLimits, Validations
 from service.link.watch import Cadence, Watchers
 from service.settings import SANDBOX_API_KEY_SHA256, SANDBOX_PUBLISHABLE_CLIENT, Settings
 from service.stores.connection import Store
+from service.stores.durations import DurationStore
 from service.stores.guards import GuardStore
 from service.stores.jobs import JobStore
 from service.stores.keys import Keys
@@ -130,7 +133,7 @@ class Process:
     def drain(self) -> None:
         """Take no new work, and let everybody who waits go."""
         self.health.draining = self.health.closing = True
-        self.steps.validations.drain()
+        self.steps.changes.drain()
 
     async def _keep_health(self) -> None:
         while True:
@@ -227,11 +230,13 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         lockout=lockout,
         sessions=sessions,
         jobs=JobStore(store=store, keys=keys, lease_ms=int(cadence.lease * 1000)),
+        durations=DurationStore(store=store, keys=keys),
         notices=notices,
         tasks=tasks,
         clock=clock,
         cadence=cadence,
     )
+    changes = Changes(sessions=sessions, notices=notices, tasks=tasks, clock=clock)
     validations = Validations(
         client=client,
         tokens=tokens,
@@ -240,7 +245,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         sessions=sessions,
         watchers=watchers,
         lockout=lockout,
-        notices=notices,
+        changes=changes,
         clock=clock,
         limits=TimeLimits(settings.password_minutes * 60, settings.oauth_minutes * 60),
     )
@@ -263,6 +268,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
             users=_users(settings, identity, tasks=tasks, clock=clock),
             tenant=tenant,
             doors=doors,
+            reads_per_minute=settings.session_reads,
             sessions=sessions,
             clock=clock,
         ),
@@ -281,6 +287,8 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         attach=Attach(
             accounts=accounts, sessions=sessions, attempts=attempts, settlement=settlement, tasks=tasks, clock=clock
         ),
+        events=Events(sessions=sessions, changes=changes, clock=clock),
+        changes=changes,
         hosted=HostedPages(sessions=sessions, settlement=settlement, doors=doors, tenant=tenant, clock=clock),
         clock=clock,
     )

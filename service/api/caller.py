@@ -15,6 +15,8 @@ from service.clock import Clock
 from service.link.access import Access, Caller, Knock, Opener, SessionCaller
 from service.link.accounts import Accounts
 from service.link.attach import Attach
+from service.link.changes import Changes
+from service.link.events import Events
 from service.link.hosted import Guest, HostedPages
 from service.link.logos import Logos
 from service.link.providers import Providers
@@ -51,6 +53,8 @@ class Steps:
     accounts: Accounts
     attach: Attach
     hosted: HostedPages
+    events: Events
+    changes: Changes
     clock: Clock
 
 

@@ -18,6 +18,7 @@ __all__ = ["Around"]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _JSON: Final = ("application/json", "application/*", "*/*")
+_EVENTS: Final = ("text/event-stream", "text/*")
 _PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked every few seconds by machines; their log lines would bury all others."""
 
@@ -73,7 +74,7 @@ class Around:
                 self._tell(scope, status, time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith("/v1/") and not _accepts_json(headers):
+        if scope["path"].startswith("/v1/") and not _accepts(headers, scope["path"]):
             return await failure(scope, NotAcceptable())(scope, receive, send)
         if scope["path"].startswith(("/v1/", "/api/", "/link/")) and scope["method"] == "POST" and self._closing():
             return await failure(scope, ShuttingDown())(scope, receive, send)
@@ -90,12 +91,13 @@ class Around:
         tell("request", route=template, method=scope["method"][:16], status=known, ms=round(seconds * 1000, 1))
 
 
-def _accepts_json(headers: Headers) -> bool:
+def _accepts(headers: Headers, path: str) -> bool:
+    known = (*_JSON, *_EVENTS) if path.endswith("/events") else _JSON
     accepted = headers.getlist("accept")
     if not accepted:
         return True
     for part in ",".join(accepted).split(","):
         media_type, _, parameters = part.partition(";")
-        if media_type.strip().lower() in _JSON and not re.search(r"\bq\s*=\s*0(\.0*)?\s*(;|$)", parameters):
+        if media_type.strip().lower() in known and not re.search(r"\bq\s*=\s*0(\.0*)?\s*(;|$)", parameters):
             return True
     return False

@@ -7,12 +7,13 @@ from typing import Any, Final
 from service import errors
 from service.clock import Millis
 from service.errors import ServiceError
+from service.link.events import event_id
 from service.link.flow import State, state_of
 from service.link.outcome import outcome_of
 from service.link.validate import settled
-from service.stores.records import LinkRecord, SessionRecord, ValidationRecord
+from service.stores.records import EventRecord, LinkRecord, SessionRecord, ValidationRecord
 
-__all__ = ["link_view", "session_error", "session_view", "validation_error", "validation_view"]
+__all__ = ["event_view", "link_view", "session_error", "session_view", "validation_error", "validation_view"]
 
 _ENDINGS: Final[Mapping[str, ServiceError]] = {
     error.code: error
@@ -54,6 +55,15 @@ def validation_error(validation: ValidationRecord) -> ServiceError | None:
     if validation.state in {"pending", "succeeded"}:
         return None
     return _ENDINGS.get(validation.reason or "", _ENDINGS[errors.UtilityUnavailable.code])
+
+
+def event_view(session: SessionRecord, event: EventRecord) -> dict[str, Any]:
+    """One change of a session."""
+    view: dict[str, Any] = {"id": event_id(session, event), "type": event.name, "createdAt": _time(event.at)}
+    about = [each for each in session.validations if each.id == event.subject]
+    if about:
+        view["validation"] = validation_view(about[0]) | {"state": event.name.partition(".")[2]}
+    return view
 
 
 def link_view(link: LinkRecord) -> dict[str, Any]:

@@ -36,7 +36,6 @@ __all__ = [
     "token_hash",
 ]
 
-READS_PER_WINDOW: Final = 300
 SESSION_TOKEN_PREFIX: Final = "oms_"  # noqa: S105 -- the prefix alone opens nothing
 _LONGEST_CREDENTIAL: Final = 512
 _DOTS_OF_A_JWT: Final = 2
@@ -139,6 +138,7 @@ class Access:
         doors: Doors,
         sessions: SessionStore,
         clock: Clock,
+        reads_per_minute: int,
     ) -> None:
         self._api_keys = api_keys
         self._clients = clients
@@ -147,6 +147,7 @@ class Access:
         self._doors = doors
         self._sessions = sessions
         self._clock = clock
+        self._reads_limit = Limit("session", reads_per_minute, READ_WINDOW_SECONDS)
 
     async def identify(self, knock: Knock) -> Caller:
         """Who sends this.
@@ -202,7 +203,7 @@ class Access:
             raise Unauthenticated
         if not hmac.compare_digest(session.token_hash, presented):
             raise Unauthenticated
-        limit = Limit("session", READS_PER_WINDOW, READ_WINDOW_SECONDS)
+        limit = self._reads_limit
         quota = Quota(limit, limit.most - reads.count, reads.seconds_left)
         if quota.left < 0:
             raise RateLimited(

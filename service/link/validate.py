@@ -25,13 +25,13 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from service.link.changes import Changes
 from service.link.flow import require_open
 from service.link.limits import Lockout
 from service.link.providers import Providers
 from service.link.token import TokenSource
 from service.link.watch import Watchers
 from service.stores.jobs import Job
-from service.stores.notices import Notices
 from service.stores.records import SessionRecord, ValidationRecord
 from service.stores.sessions import Added, SessionStore
 from service.telemetry import log
@@ -47,7 +47,6 @@ MOST_VALIDATIONS: Final = 20
 _BEGIN_SECONDS: Final = 12.0
 """Longer than the bounded call that starts a job."""
 
-_LOOK_AGAIN_SECONDS: Final = 5.0
 """While waiting for a notice that may have been lost."""
 
 _POLLER_GRACE_MS: Final = 30_000
@@ -91,7 +90,7 @@ class Validations:
         sessions: SessionStore,
         watchers: Watchers,
         lockout: Lockout,
-        notices: Notices,
+        changes: Changes,
         clock: Clock,
         limits: TimeLimits,
     ) -> None:
@@ -102,15 +101,9 @@ class Validations:
         self._sessions = sessions
         self._watchers = watchers
         self._lockout = lockout
-        self._notices = notices
+        self._changes = changes
         self._clock = clock
         self._limits = limits
-        self._draining = asyncio.Event()
-
-    def drain(self) -> None:
-        """Let everybody who waits go with what is known."""
-        self._draining.set()
-        self._notices.wake_all()
 
     async def signs_in_elsewhere(self, provider_id: str) -> bool:
         """Whether people sign in at the provider's own page.
@@ -239,7 +232,9 @@ class Validations:
         give_up = self._clock.monotonic() + _RECORD_SECONDS
         while True:
             try:
-                return await self._sessions.change_validation(job.session_id, job.validation_id, changes)
+                return await self._sessions.change_validation(
+                    job.session_id, job.validation_id, changes, now=self._clock.now()
+                )
             except StoreUnavailable:
                 if self._clock.monotonic() >= give_up:
                     log.error("validation_not_recorded", reason=changes.get("reason"))
@@ -273,13 +268,14 @@ class Validations:
             NotFound: There is none of this id in this session.
         """
         until = self._clock.monotonic() + seconds
-        with self._notices.watch(session_id) as watch:
+        with self._changes.follow(session_id) as following:
             while True:
-                validation = await self.find(session_id, validation_id)
+                session = await following.session()
+                validation = self.among(session, validation_id) if session else _absent()
                 left = until - self._clock.monotonic()
-                if validation.state != "pending" or left <= 0 or self._draining.is_set():
+                if validation.state != "pending" or left <= 0 or self._changes.draining:
                     return validation
-                await watch.changed(min(left, _LOOK_AGAIN_SECONDS))
+                await following.changed(left)
 
     async def give_up(self, session: SessionRecord, validation_id: str) -> ValidationRecord:
         """Give up a validation that is pending; a finished one stays as it is.
@@ -289,7 +285,7 @@ class Validations:
         """
         if self.among(session, validation_id).state == "pending":
             changes = {"state": "failed", "reason": "canceled"}
-            await self._sessions.change_validation(session.id, validation_id, changes)
+            await self._sessions.change_validation(session.id, validation_id, changes, now=self._clock.now())
         return await self.find(session.id, validation_id)
 
 

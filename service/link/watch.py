@@ -11,10 +11,12 @@ from typing import Final
 from service.clock import Clock
 from service.errors import ServiceError, StoreUnavailable, UpstreamError
 from service.link.accounts import Accounts
+from service.link.cadence import MOST_COUNTED, Histogram, bucket_of, histogram_of, next_delay
 from service.link.flow import State, state_of
 from service.link.limits import Lockout
 from service.link.tasks import Tasks
 from service.link.token import TokenSource
+from service.stores.durations import DurationStore
 from service.stores.jobs import Job, JobStore
 from service.stores.notices import Notices
 from service.stores.records import SessionRecord, ValidationRecord
@@ -40,17 +42,27 @@ class Cadence:
     """How often the vendor is asked about one job, in seconds.
 
     Attributes:
-        poll: Between two polls, with 10 % of jitter; longer while polls fail.
+        poll: Between two polls of a provider that nothing is known of, with 10 % of jitter; longer while polls fail.
+            What is learned scales with it.
         lease: How long a silent process keeps its jobs.
     """
 
     poll: float = 1.0
     lease: float = 10.0
 
-    def delay(self, failures: int) -> float:
-        """Until the next poll."""
-        jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 -- spreads load, keeps no secret
-        return min(self.poll * float(1 << min(failures, 10)), _SLOWEST_SECONDS) * jitter
+    def delay(self, elapsed: float, histogram: Histogram, failures: int) -> float:
+        """Until the next poll of a job that began `elapsed` seconds ago."""
+        if failures:
+            plain = min(self.poll * float(1 << min(failures, 10)), _SLOWEST_SECONDS)
+        elif any(histogram):
+            plain = self.poll * next_delay(elapsed / self.poll, histogram)
+        else:
+            plain = self.poll if elapsed > self.poll / 2 else self.poll / 2
+        return plain * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 -- spreads load, keeps no secret
+
+    def bucket(self, seconds: float) -> int:
+        """Where a job is counted that took so long."""
+        return bucket_of(seconds / self.poll)
 
 
 class Watchers:
@@ -65,6 +77,7 @@ class Watchers:
         lockout: Lockout,
         sessions: SessionStore,
         jobs: JobStore,
+        durations: DurationStore,
         notices: Notices,
         tasks: Tasks,
         clock: Clock,
@@ -76,6 +89,7 @@ class Watchers:
         self._lockout = lockout
         self._sessions = sessions
         self._jobs = jobs
+        self._durations = durations
         self._notices = notices
         self._tasks = tasks
         self._clock = clock
@@ -195,9 +209,16 @@ class Watchers:
     async def _poll(self, job: Job, job_id: str) -> None:
         """Ask the vendor until the job is over, and write down how it ended."""
         failures = 0
-        delay = self._cadence.poll / 2
+        delay: float = 0
+        pending_at: float = 0
+        histogram: Histogram | None = None
         with self._notices.watch(job.session_id) as watch:
             while (validation := await self._wait(job, watch.changed, delay)) is not None:
+                elapsed = (self._clock.now() - validation.created) / 1000
+                if histogram is None:
+                    histogram = await self._histogram(validation.provider_id)
+                    delay = self._cadence.delay(elapsed, histogram, 0)
+                    continue
                 if validation.deadline <= self._clock.now():
                     return await self._finish(job, {"state": "failed", "reason": "timed_out"})
                 if self._clock.monotonic() < self._held_until:
@@ -212,9 +233,22 @@ class Watchers:
                         failures += 1
                     else:
                         if answer.result != "running":
-                            return await self._conclude(job, validation, answer)
-                delay = self._cadence.delay(failures)
+                            await self._conclude(job, validation, answer)
+                            return await self._learn(validation.provider_id, (pending_at + elapsed) / 2)
+                        pending_at = elapsed
+                delay = self._cadence.delay(elapsed, histogram, failures)
         return None
+
+    async def _histogram(self, provider_id: str) -> Histogram:
+        try:
+            return histogram_of(await self._durations.read(provider_id))
+        except StoreUnavailable:
+            return ()
+
+    async def _learn(self, provider_id: str, seconds: float) -> None:
+        """Count a finished job, by the middle between the last poll that found it pending and the one that did not."""
+        with suppress(StoreUnavailable):
+            await self._durations.count(provider_id, self._cadence.bucket(seconds), most=MOST_COUNTED)
 
     async def _wait(
         self, job: Job, changed: Callable[[float], Awaitable[None]], seconds: float
@@ -266,7 +300,11 @@ class Watchers:
         while self._clock.monotonic() < forget_at:
             try:
                 await self._sessions.change_validation(
-                    job.session_id, job.validation_id, changes, sealed_accounts=sealed_accounts
+                    job.session_id,
+                    job.validation_id,
+                    changes,
+                    now=self._clock.now(),
+                    sealed_accounts=sealed_accounts,
                 )
             except StoreUnavailable:
                 await asyncio.sleep(self._cadence.poll)

@@ -155,6 +155,14 @@ class Store:
         """
         await self._bounded(lambda: self._client.delete(key))
 
+    async def unrank(self, key: str, member: str) -> None:
+        """Remove a member of a sorted set.
+
+        Raises:
+            StoreUnavailable: As `run`.
+        """
+        await self._bounded(lambda: self._client.zrem(key, member))
+
     async def ping(self) -> None:
         """Whether Redis answers.
 

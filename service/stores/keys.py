@@ -25,6 +25,10 @@ class Keys:
         """How often a session was read in the current window."""
         return f"{self.prefix}:{{s:{session_id}}}:reads"
 
+    def session_streams(self, session_id: str) -> str:
+        """Who holds a stream of a session's events open, sorted by the end of the hold."""
+        return f"{self.prefix}:{{s:{session_id}}}:streams"
+
     def guard(self, account_id: str, service_account_id: str) -> str:
         """What is known about linking one service account to one upstream account."""
         return f"{self.prefix}:{{g:{self.tenant}}}:{account_id}:{service_account_id}"
@@ -36,6 +40,10 @@ class Keys:
     def limit(self, policy: str, who: str) -> str:
         """How often somebody did something in the current window."""
         return f"{self.prefix}:{{l:{policy}:{who}}}"
+
+    def durations(self, provider_id: str) -> str:
+        """How long a provider's jobs took."""
+        return f"{self.prefix}:{{d:{self.tenant}}}:{provider_id}"
 
     @property
     def token(self) -> str:

@@ -6,36 +6,40 @@ A notice carries no state and may be lost; who waits looks after subscribing, an
 import asyncio
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from service.stores.connection import Store
 from service.telemetry import log
 
-__all__ = ["Notices", "Watch"]
+__all__ = ["Listener", "Notices", "Watch"]
 
 _PING_SECONDS: Final = 5.0
 _RECONNECT_SECONDS: Final = 0.5
 
 
+class Listener(Protocol):
+    """Whoever wants to know of a topic's changes."""
+
+    def wake(self) -> None:
+        """Something changed, or may have."""
+
+
 class Watch:
     """Changes of one topic since this watch was made, or since the last wait."""
 
-    def __init__(self, watches: dict[str, set["Watch"]], topic: str) -> None:
+    def __init__(self, notices: "Notices", topic: str) -> None:
         self._changed = asyncio.Event()
-        self._watches = watches
+        self._notices = notices
         self._topic = topic
 
     def __enter__(self) -> Self:
-        self._watches.setdefault(self._topic, set()).add(self)
+        self._notices.attach(self._topic, self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        watches = self._watches[self._topic]
-        watches.discard(self)
-        if not watches:
-            del self._watches[self._topic]
+        self._notices.detach(self._topic, self)
 
     def wake(self) -> None:
         """Something changed, or may have."""
@@ -55,21 +59,32 @@ class Notices:
     def __init__(self, *, store: Store, channel: str) -> None:
         self._store = store
         self._channel = channel
-        self._watches: dict[str, set[Watch]] = {}
+        self._listeners: dict[str, set[Listener]] = {}
         self.subscribed = asyncio.Event()
 
     def watch(self, topic: str) -> Watch:
         """Watch a topic: make the watch, then look, then wait for it."""
-        return Watch(self._watches, topic)
+        return Watch(self, topic)
+
+    def attach(self, topic: str, listener: Listener) -> None:
+        """Tell a listener of a topic's changes."""
+        self._listeners.setdefault(topic, set()).add(listener)
+
+    def detach(self, topic: str, listener: Listener) -> None:
+        """Tell it no more."""
+        listeners = self._listeners[topic]
+        listeners.discard(listener)
+        if not listeners:
+            del self._listeners[topic]
 
     def wake(self, topic: str) -> None:
         """Wake those who watch a topic in this process."""
-        for watch in self._watches.get(topic, ()):
-            watch.wake()
+        for listener in self._listeners.get(topic, ()):
+            listener.wake()
 
     def wake_all(self) -> None:
         """Wake everybody: what happened while nobody listened is unknown."""
-        for topic in self._watches:
+        for topic in self._listeners:
             self.wake(topic)
 
     async def listen(self) -> None:

@@ -13,6 +13,7 @@ from service.clock import Millis
 
 __all__ = [
     "SCHEMA_VERSION",
+    "EventRecord",
     "HostedRecord",
     "Intent",
     "LinkRecord",
@@ -95,6 +96,22 @@ class LinkRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class EventRecord:
+    """One change of a session, as it was written down together with the change itself.
+
+    Attributes:
+        number: Counts the changes of this session.
+        name: What changed, such as `validation.succeeded`.
+        subject: The validation, if it is about one.
+    """
+
+    number: int
+    name: str
+    at: Millis
+    subject: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class HostedRecord:
     """What the hosted page of a session needs to know.
 
@@ -141,6 +158,7 @@ class SessionRecord:
     unclear: Sequence[str]
     hosted: HostedRecord | None
     browser: str
+    events: Sequence[EventRecord]
     sealed_accounts: Mapping[str, str] = field(repr=False)
 
 
@@ -175,6 +193,7 @@ def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | 
         unclear=_split(fields.get("unclear")),
         hosted=_hosted(hosted) if hosted else None,
         browser=fields.get("browser", ""),
+        events=sorted((_event(name, fields[name]) for name in fields if name.startswith("ev:")), key=_number),
         sealed_accounts={name[5:]: fields[name] for name in fields if name.startswith("acct:")},
     )
 
@@ -203,6 +222,15 @@ def _validation(validation_id: str, fields: Mapping[str, str]) -> ValidationReco
 def _intent(attempt: str, text: str) -> Intent:
     until, digest, choice = text.split(":", 2)
     return Intent(attempt, Millis(int(until)), digest, _split(choice))
+
+
+def _event(name: str, text: str) -> EventRecord:
+    at, event, subject = text.split(":", 2)
+    return EventRecord(int(name[3:]), event, Millis(int(at)), subject or None)
+
+
+def _number(event: EventRecord) -> int:
+    return event.number
 
 
 def _hosted(text: str) -> HostedRecord:

@@ -123,6 +123,8 @@ class SessionStore:
             "token": new.token_hash,
             "state": "open",
             "account": new.account_id,
+            "events": "1",
+            "ev:0001": f"{new.created}:session.created:",
         }
         if new.subject is not None:
             fields["subject"] = new.subject
@@ -217,14 +219,30 @@ class SessionStore:
         validation_id: str,
         changes: Mapping[str, str],
         *,
+        now: Millis,
         sealed_accounts: Mapping[str, str] | None = None,
     ) -> bool:
         """Change a validation that is still pending; False if it is not, and then nothing changes."""
         fields = {f"val:{validation_id}:{name}": value for name, value in changes.items()}
         fields |= {f"acct:{account}": sealed for account, sealed in (sealed_accounts or {}).items()}
         flat = [part for pair in fields.items() for part in pair]
-        args = [validation_id, self._keys.channel, session_id, *flat]
+        event = f"validation.{changes.get('state', 'pending')}" if changes.keys() & {"state", "authorize"} else ""
+        args: list[str | int] = [validation_id, self._keys.channel, session_id, now, event, *flat]
         return bool(await self._store.run("validation_set", keys=[self._keys.session(session_id)], args=args))
+
+    async def expire(self, session_id: str, *, now: Millis) -> bool:
+        """Write down that a session's time is over; False if it is not."""
+        args: list[str | int] = [now, self._keys.channel, session_id]
+        return bool(await self._store.run("session_expire", keys=[self._keys.session(session_id)], args=args))
+
+    async def hold_stream(self, session_id: str, stream: str, *, now: Millis, hold_ms: int, most: int) -> bool:
+        """Hold one of a session's places for streams, or hold it longer; False if all are held."""
+        keys = [self._keys.session_streams(session_id)]
+        return bool(await self._store.run("stream_hold", keys=keys, args=[now, stream, hold_ms, most]))
+
+    async def drop_stream(self, session_id: str, stream: str) -> None:
+        """Free a place."""
+        await self._store.unrank(self._keys.session_streams(session_id), stream)
 
     async def put_accounts(self, session: SessionRecord, sealed_accounts: Mapping[str, str]) -> None:
         """Keep service accounts that were read again."""

@@ -177,6 +177,9 @@ const MOST_SHOWN = 100;
 const MOST_LINKED = 200; // As many as the service takes in the one link of a session.
 const READ_TIMEOUT_MS = 40_000; // Longer than the longest `Prefer: wait`.
 const ACT_TIMEOUT_MS = 60_000;
+const FIRST_EVENT_MS = 5000; // The first event comes at once, unless something on the way holds it back.
+const QUIET_MS = 40_000; // More than two heartbeats.
+const STREAM_MS = 330_000; // Longer than the service keeps one open.
 const POPUP = "popup,width=520,height=720";
 
 /** Make an element: attributes, `on…` listeners, children. Text becomes text, never markup. */
@@ -242,9 +245,9 @@ class Service {
     this.onoffline = () => {};
   }
 
-  async call(method, path, { body, headers, signal, timeout = ACT_TIMEOUT_MS } = {}) {
+  send(method, path, { body, headers, signal, timeout = ACT_TIMEOUT_MS } = {}) {
     const late = AbortSignal.timeout(timeout);
-    const answer = await fetch(this.base + path, {
+    return fetch(this.base + path, {
       method,
       signal: signal ? AbortSignal.any([signal, late]) : late,
       credentials: "omit",
@@ -257,6 +260,10 @@ class Service {
       },
       body: body && JSON.stringify(body),
     });
+  }
+
+  async call(method, path, options) {
+    const answer = await this.send(method, path, options);
     const envelope = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Refused(answer.status, envelope, answer.headers.get("Retry-After"));
     return envelope;
@@ -277,6 +284,45 @@ class Service {
         const backoff = Math.min(500 * 2 ** attempt, 10_000) * (0.5 + Math.random() / 2);
         await pause(Math.max(backoff, error.waitMs ?? 0), options.signal);
       }
+    }
+  }
+
+  /** A validation once it is over: told by the session's events, or where these do not pass, by reads that wait. */
+  async finished(id, signal) {
+    const path = this.path(`/validations/${id}`);
+    for (;;) {
+      const told = await this.listen(id, signal).catch(() => false);
+      const envelope = await this.read(path, { headers: told ? {} : { Prefer: "wait=20" }, signal });
+      if (envelope.validation.state !== "pending") return envelope;
+    }
+  }
+
+  /** Listen until a validation is over; false if the stream ends before, or says nothing for too long. */
+  async listen(id, signal) {
+    const over = new AbortController();
+    const giveUp = () => over.abort();
+    let timer = setTimeout(giveUp, FIRST_EVENT_MS);
+    try {
+      const options = { headers: { Accept: "text/event-stream" }, signal: AbortSignal.any([signal, over.signal]), timeout: STREAM_MS };
+      const answer = await this.send("GET", this.path("/events"), options);
+      if (!answer.ok) return false;
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let text = ""; ; ) {
+        const { value, done } = await reader.read();
+        if (done) return false;
+        clearTimeout(timer);
+        timer = setTimeout(giveUp, QUIET_MS);
+        const events = (text + value).split("\n\n");
+        text = events.pop();
+        for (const event of events) {
+          const data = /^data: (.*)$/m.exec(event);
+          const known = data ? JSON.parse(data[1]).session.validations : [];
+          if (known.some((each) => each.id === id && each.state !== "pending")) return true;
+        }
+      }
+    } finally {
+      clearTimeout(timer);
+      over.abort();
     }
   }
 
@@ -710,11 +756,8 @@ class Omniconnect {
     const timers = [later(15, "workingLong"), later(60, "workingVeryLong")];
     signal.addEventListener("abort", () => timers.forEach(clearTimeout));
     try {
-      let envelope = { validation };
-      while (envelope.validation.state === "pending") {
-        envelope = await this.#service.read(path, { headers: { Prefer: "wait=20" }, signal });
-      }
-      this.#concluded(envelope, again);
+      const over = validation.state !== "pending";
+      this.#concluded(over ? { validation } : await this.#service.finished(validation.id, signal), again);
     } catch (error) {
       if (!signal.aborted) this.#validationBroke(error, again);
     }

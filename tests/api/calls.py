@@ -34,5 +34,6 @@ ENDPOINTS: Final = (
     Endpoint("get_validation", "GET", "/v1/sessions/{session}/validations/{validation}"),
     Endpoint("cancel_validation", "DELETE", "/v1/sessions/{session}/validations/{validation}"),
     Endpoint("list_service_accounts", "GET", "/v1/sessions/{session}/service-accounts"),
+    Endpoint("stream_events", "GET", "/v1/sessions/{session}/events"),
     Endpoint("create_link", "POST", "/v1/sessions/{session}/links", {"serviceAccountIds": ["a"]}),
 )

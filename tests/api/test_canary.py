@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.link import access
 from service.settings import SANDBOX_API_KEY
+from service.stores.limits import Limit
 from tests.api.calls import ENDPOINTS, Endpoint
 from tests.conftest import Replica
 from tests.walk import APS, PGE, SCE, Walk
@@ -71,8 +71,8 @@ async def test_no_refusal_repeats_what_was_sent(lasting: Replica, walk: Walk, re
 
 
 @pytest.fixture
-def _unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "READS_PER_WINDOW", 10_000)
+def _unlimited(lasting: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lasting.app.state.steps.access, "_reads_limit", Limit("session", 10_000, 60))
 
 
 async def _send(replica: Replica, walk: Walk, request: dict[str, Any]) -> httpx.Response:
@@ -83,6 +83,10 @@ async def _send(replica: Replica, walk: Walk, request: dict[str, Any]) -> httpx.
     content = json.dumps(request["body"])
     if request["as_text"]:
         content = content[1:] + CANARY
-    return await replica.client.request(
+    async with replica.client.stream(
         endpoint.method, path, headers=headers, params=request["query"], content=content
-    )
+    ) as answer:
+        if answer.headers.get("content-type", "").startswith("text/event-stream"):
+            return answer  # refused it was not, and it has no end
+        await answer.aread()
+        return answer

@@ -26,6 +26,7 @@ POLICY_OF = {
     "cancel_validation": "own_session",
     "list_service_accounts": "own_session",
     "create_link": "own_session",
+    "stream_events": "own_session",
     "enter_hosted_page": "guest",
     "widget_access_token": "page_door",
     "widget_utility_companies": "widget_session",

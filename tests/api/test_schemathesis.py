@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from service.link import access
+from service.stores.limits import Limit
 from tests.conftest import Replica
 
 CHECKS: Final = [
@@ -37,7 +37,7 @@ BY_KEY: Final = {"create_session", "replace_session_token"}
 async def test_generated_requests_are_answered_as_documented(
     shared: Replica, monkeypatch: pytest.MonkeyPatch, mode: GenerationMode
 ) -> None:
-    monkeypatch.setattr(access, "READS_PER_WINDOW", 10_000)
+    monkeypatch.setattr(shared.app.state.steps.access, "_reads_limit", Limit("session", 10_000, 60))
     load_all_checks()
     schema: Any = schemathesis.openapi.from_dict(shared.app.openapi())
     for found in schema.get_all_operations():

@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack
 import pytest
 
 from service.api.address import client_address
-from service.link import access
 from service.link import limits as figures
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY
@@ -164,7 +163,7 @@ async def test_servers_are_told_no_quota_of_a_session(site: Replica) -> None:
 
 
 async def test_a_session_has_its_share_over_both_apis(site: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "READS_PER_WINDOW", 2)
+    monkeypatch.setattr(site.app.state.steps.access, "_reads_limit", Limit("session", 2, 60))
     walk = await site.walk().open()
     statuses = [
         (await site.client.get(path, headers=walk.headers)).status_code

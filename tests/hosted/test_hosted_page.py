@@ -141,7 +141,8 @@ async def test_a_result_that_comes_after_another_browser_took_over_is_dropped(pa
     second, _ = await page.first()
     sessions = replica.app.state.steps.hosted._sessions
     changes = {"state": "succeeded", "accounts": "a"}
-    assert not await sessions.change_validation(page.session["id"], validation, changes, sealed_accounts={"a": "x"})
+    given = {"now": replica.app.state.steps.clock.now(), "sealed_accounts": {"a": "x"}}
+    assert not await sessions.change_validation(page.session["id"], validation, changes, **given)
     assert (await second.show()).json()["session"]["validations"] == []
     answer = await second.validate("user_one")
     assert answer.json()["validation"]["state"] == "succeeded"

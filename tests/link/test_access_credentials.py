@@ -10,9 +10,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from service.link import access
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY
+from service.stores.limits import Limit
 from tests.conftest import Replica
 from tests.walk import APS, PASSWORD, Walk
 
@@ -171,8 +171,8 @@ async def test_a_token_is_stored_as_its_sha_256_alone(replica: Replica, valkey: 
 
 
 async def test_a_session_may_be_read_300_times_a_minute(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert access.READS_PER_WINDOW == 300
-    monkeypatch.setattr(access, "READS_PER_WINDOW", 5)
+    assert shared.app.state.steps.access._reads_limit.most == 300
+    monkeypatch.setattr(shared.app.state.steps.access, "_reads_limit", Limit("session", 5, 60))
     walk = await shared.walk().open()
     answers = [await walk.show() for _ in range(6)]
     assert [answer.status_code for answer in answers] == [200] * 5 + [429]
@@ -188,7 +188,7 @@ async def test_a_session_may_be_read_300_times_a_minute(shared: Replica, monkeyp
 
 
 async def test_who_knows_only_the_id_cannot_use_up_its_reads(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "READS_PER_WINDOW", 5)
+    monkeypatch.setattr(shared.app.state.steps.access, "_reads_limit", Limit("session", 5, 60))
     walk = await shared.walk().open()
     forged = Walk(shared.client, api_key="")
     forged.id, forged.token = walk.id, walk.token[:-4] + "AAAA"

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.errors import StoreUnavailable
-from service.link import validate
+from service.link import changes
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
 from service.stores import notices
@@ -21,7 +21,7 @@ HANG_GUARD_SECONDS = 10
 
 @pytest.fixture
 def _only_notices_wake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate, "_LOOK_AGAIN_SECONDS", 60.0)
+    monkeypatch.setattr(changes, "_LOOK_AGAIN_SECONDS", 60.0)
 
 
 def polls(upstream: SandboxServer) -> Counter[str]:
@@ -77,8 +77,8 @@ async def test_draining_lets_those_who_wait_go(replica: Replica) -> None:
     walk = await replica.walk().open()
     started = (await walk.validate("user_never", wait=None)).json()["validation"]
     waiting = asyncio.create_task(walk.validation(started["id"], wait=25))
-    await eventually(lambda: replica.app.state.steps.validations._notices._watches.get(walk.id))
-    replica.app.state.steps.validations.drain()
+    await eventually(lambda: walk.id in replica.app.state.steps.changes._rooms)
+    replica.app.state.steps.changes.drain()
     async with asyncio.timeout(HANG_GUARD_SECONDS):
         assert (await waiting).json()["validation"]["state"] == "pending"
 

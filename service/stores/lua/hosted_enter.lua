@@ -13,7 +13,8 @@ if not known and secret ~= ARGV[3] then return 'refused' end
 local linking, found = false, {}
 for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
   if string.sub(name, 1, 7) == 'intent:' then linking = true end
-  if string.sub(name, 1, 4) == 'val:' or string.sub(name, 1, 5) == 'acct:' then found[#found + 1] = name end
+  local kind = string.match(name, '^%a+:')
+  if kind == 'val:' or kind == 'acct:' or kind == 'ev:' then found[#found + 1] = name end
 end
 if state == 'linked' or state == 'closed' or (state == 'open' and not linking and tonumber(expires) <= now) then
   return known and 'over' or 'ended'
@@ -27,6 +28,7 @@ if not known then
     entry = 'restarted'
     -- What another browser has found is not for this one to see.
     if #found > 0 then redis.call('HDEL', KEYS[1], unpack(found)) end
+    redis.call('HSET', KEYS[1], string.format('ev:%04d', redis.call('HINCRBY', KEYS[1], 'events', 1)), ARGV[1] .. ':session.created:')
   else
     entry = 'opened'
     local lifetime = cjson.decode(hosted)['lifetime_ms']

@@ -16,16 +16,24 @@ end
 local state = redis.call('HGET', session, 'state')
 if not state then return {'missing', ''} end
 redis.call('HDEL', session, 'intent:' .. ARGV[2])
+
+local function tell(event)
+  redis.call('HSET', session, string.format('ev:%04d', redis.call('HINCRBY', session, 'events', 1)), ARGV[1] .. ':' .. event .. ':')
+end
+
 if result == 'linked' and state ~= 'linked' and state ~= 'closed' then
   redis.call('HSET', session, 'state', 'linked', 'digest', ARGV[5], 'choice', ARGV[6], 'link', ARGV[4], 'ended', ARGV[1])
   redis.call('HDEL', session, 'unclear')
   redis.call('PEXPIRE', session, ARGV[8])
+  tell('link.created')
 elseif result == 'unknown' and (state == 'open' or state == 'unknown') then
   -- Results may be settled out of order: none of them forgets what another one has told.
   local unclear = split(ARGV[7])
   for _, attempt in ipairs(split(redis.call('HGET', session, 'unclear') or '', unclear)) do unclear[#unclear + 1] = attempt end
   table.sort(unclear)
+  local told = redis.call('HGET', session, 'unclear')
   redis.call('HSET', session, 'state', 'unknown', 'digest', ARGV[5], 'choice', ARGV[6], 'unclear', table.concat(unclear, ','))
+  if told ~= table.concat(unclear, ',') then tell('link.unknown') end
 elseif result == 'open' and state == 'unknown' then
   -- A late refusal: it was unclear, and is no more.
   local told = split(redis.call('HGET', session, 'unclear') or '')

@@ -16,6 +16,7 @@ for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
 end
 if #intents > 0 then redis.call('HDEL', KEYS[1], unpack(intents)) end
 redis.call('HSET', KEYS[1], 'state', 'closed', 'ended', ARGV[1])
+redis.call('HSET', KEYS[1], string.format('ev:%04d', redis.call('HINCRBY', KEYS[1], 'events', 1)), ARGV[1] .. ':session.closed:')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('PUBLISH', ARGV[3], ARGV[4])
 return 'closed'

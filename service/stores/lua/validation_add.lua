@@ -37,5 +37,6 @@ end
 redis.call('HINCRBY', KEYS[1], 'validations', 1)
 redis.call('HSET', KEYS[1], prefix .. 'state', 'pending', prefix .. 'provider', provider, prefix .. 'kind', kind,
   prefix .. 'created', ARGV[1], prefix .. 'deadline', ARGV[5])
+redis.call('HSET', KEYS[1], string.format('ev:%04d', redis.call('HINCRBY', KEYS[1], 'events', 1)), ARGV[1] .. ':validation.pending:' .. id)
 redis.call('PUBLISH', ARGV[10], ARGV[11])
 return {'added'}

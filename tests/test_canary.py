@@ -173,8 +173,9 @@ async def drive_walks(replica: Replica, upstream: SandboxServer) -> None:
             await walk.link(ids, key=f"key-{number}")
             await walk.link(ids, key=f"key-{number}")
         await walk.show(by_server=True)
-        await walk.close()
-        await walk.client.get(f"{walk.path}/events", headers=walk.headers)
+        ended = (await walk.close()).json().get("session", {})
+        if ended.get("state") in {"linked", "closed"}:
+            await walk.client.get(f"{walk.path}/events", headers=walk.headers)
         await replica.client.post(f"{walk.path}/tokens", headers=walk.server_headers)
     walk = await replica.walk().open()
     started = (await walk.validate(None, provider=PGE, wait=None)).json()["validation"]

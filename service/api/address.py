@@ -1,5 +1,6 @@
 """Where a request comes from: the server's word, corrected by trusted proxies alone (`ProxyHeadersMiddleware`)."""
 
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from starlette.types import Scope
@@ -9,7 +10,11 @@ __all__ = ["client_address"]
 
 def client_address(scope: Scope) -> str:
     """The address to count by; of IPv6 the first 64 bits, since one subscriber has all of the rest."""
-    host = (scope.get("client") or ("", 0))[0]
+    return _counted_as((scope.get("client") or ("", 0))[0])
+
+
+@lru_cache(maxsize=4096)
+def _counted_as(host: str) -> str:
     try:
         address = ip_address(host)
     except ValueError:

@@ -45,8 +45,9 @@ class BodyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on with its body read and checked."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return await self._app(scope, receive, send)
+        if _has_no_body(scope):
+            return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         try:
             body = await self._read(headers, receive)
@@ -54,14 +55,13 @@ class BodyGuard:
                 _check_declaration(headers)
                 check_json(body, max_depth=self._max_depth)
         except _Disconnected:
-            return
+            return None
         except ServiceError as error:
             response = self._on_error(scope, error)
             if isinstance(error, BodyTooLarge):
                 response.headers["Connection"] = "close"  # the rest of the body is never read
-            await response(scope, receive, send)
-            return
-        await self._app(scope, _replay(body, receive), send)
+            return await response(scope, receive, send)
+        return await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         announced = headers.get("content-length", "")
@@ -78,6 +78,13 @@ class BodyGuard:
                 raise BodyTooLarge
             more = message.get("more_body", False)
         return bytes(body)
+
+
+def _has_no_body(scope: Scope) -> bool:
+    """RFC 9112, section 6.3: a request that announces no body has none. Only a read is taken at its word."""
+    return scope["method"] == "GET" and not any(
+        name in {b"content-length", b"transfer-encoding"} for name, _ in scope["headers"]
+    )
 
 
 class _Disconnected(Exception):

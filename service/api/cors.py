@@ -52,14 +52,18 @@ class ApiCors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Only the APIs are for other origins; pages and operations are not."""
+        if scope["type"] != "http" or not scope["path"].startswith(_PATHS):
+            return await self._app(scope, receive, send)
+        from_page = any(name == b"origin" for name, _ in scope["headers"])
+        return await (self._cors if from_page else self._app)(scope, receive, _varied(send))
 
-        async def send_varied(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                # Also without an `Origin`: a cache must not give that answer to a page.
-                MutableHeaders(scope=message).add_vary_header("Origin")
-            await send(message)
 
-        if scope["type"] == "http" and scope["path"].startswith(_PATHS):
-            await self._cors(scope, receive, send_varied)
-        else:
-            await self._app(scope, receive, send)
+def _varied(send: Send) -> Send:
+    """Also without an `Origin`, or a cache could give that answer to a page."""
+
+    async def send_varied(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).add_vary_header("Origin")
+        await send(message)
+
+    return send_varied

@@ -1,34 +1,37 @@
 """Around every request: its id, its log line and metrics, headers that every answer carries, and the last resort."""
 
+import itertools
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable
 from typing import Final
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.envelope import failure, quota_headers
 from service.errors import InternalError, NotAcceptable, ShuttingDown
-from service.telemetry import REQUEST_SECONDS, REQUESTS, log
+from service.telemetry import answered, log
 
 __all__ = ["Around"]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _JSON: Final = ("application/json", "application/*", "*/*")
 _EVENTS: Final = ("text/event-stream", "text/*")
+_PROCESS: Final = secrets.token_hex(10)
+_NUMBERS: Final = itertools.count()
 _PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked every few seconds by machines; their log lines would bury all others."""
 
-_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS: Final = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"strict-transport-security", b"max-age=31536000; includeSubDomains"),
+    (b"x-content-type-options", b"nosniff"),
+)
 
 
 class Around:
@@ -45,7 +48,7 @@ class Around:
             return
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        request_id = asked if asked and _REQUEST_ID.fullmatch(asked) else _new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status = 0
@@ -54,13 +57,14 @@ class Around:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answered = MutableHeaders(scope=message)
-                answered["X-Request-Id"] = request_id
-                for name, value in _HEADERS.items():
-                    answered.setdefault(name, value)
+                raw = message["headers"]
+                given = {name for name, _ in raw}
+                raw += [header for header in _HEADERS if header[0] not in given]
+                raw.append((b"x-request-id", request_id.encode()))
                 quota = scope["state"].get("quota")
-                for name, value in (quota_headers(quota) if quota else {}).items():
-                    answered.setdefault(name, value)
+                if quota is not None and b"ratelimit" not in given:
+                    told = quota_headers(quota)
+                    raw += [(name.lower().encode(), value.encode()) for name, value in told.items()]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -85,10 +89,14 @@ class Around:
         route = scope.get("route")
         template = getattr(route, "path", "none")
         known = status or 499
-        REQUESTS.labels(template, scope["method"] if template != "none" else "ANY", str(known)).inc()
-        REQUEST_SECONDS.labels(template).observe(seconds)
+        answered(template, scope["method"] if template != "none" else "ANY", known, seconds)
         tell = log.debug if template in _PROBES else log.info
         tell("request", route=template, method=scope["method"][:16], status=known, ms=round(seconds * 1000, 1))
+
+
+def _new_request_id() -> str:
+    """Unlike any other; no secret, so that one read of the system's randomness serves the whole process."""
+    return f"{_PROCESS}{next(_NUMBERS):012x}"
 
 
 def _accepts(headers: Headers, path: str) -> bool:

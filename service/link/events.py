@@ -123,7 +123,7 @@ class Stream:
                     self._seen = fresh[-1].number
                     yield News(fresh, session)
                 state = state_of(session, self._clock.now())
-                if state is State.EXPIRED and session.events and session.events[-1].name != "session.expired":
+                if state is State.EXPIRED and not _is_told(session):
                     await self._sessions.expire(session.id, now=self._clock.now())
                 elif state in _OVER:
                     return
@@ -153,7 +153,13 @@ def _retry() -> int:
 
 
 def _last(session: SessionRecord) -> int:
-    return session.events[-1].number if session.events else 0
+    return max((event.number for event in session.events), default=0)
+
+
+def _is_told(session: SessionRecord) -> bool:
+    """Whether its expiry is written down; one from a version that wrote no events never is."""
+    events = session.events
+    return not events or any(event.name == "session.expired" for event in events)
 
 
 def _number(session: SessionRecord, after: str | None) -> int | None:
@@ -165,5 +171,4 @@ def _number(session: SessionRecord, after: str | None) -> int | None:
 
 def _is_over(session: SessionRecord, now: Millis) -> bool:
     state = state_of(session, now)
-    told = session.events[-1].name == "session.expired" if session.events else True
-    return state in _OVER and (state is not State.EXPIRED or told)
+    return state in _OVER and (state is not State.EXPIRED or _is_told(session))

@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from importlib import resources
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -25,7 +24,7 @@ _STORE_ERRORS: Final = (RedisError, RedisClusterException, OSError, UnicodeDecod
 """All that redis-py raises when Redis fails: not everything is a `RedisError`."""
 
 _T = TypeVar("_T")
-_QUEUE_SECONDS: Final = 2.0
+_QUEUE_SECONDS: Final = 5.0
 """How long a command may wait for its turn; many callers at once are no fault of Redis."""
 
 _COMMANDS_AT_ONCE: Final = 64
@@ -40,36 +39,31 @@ _SENTINEL_PORT: Final = 26379
 _SENTINEL_PATH_PARTS: Final = 2
 
 
-class _Patience:
+class _Ticks:
     """A time limit that is counted in ticks of the event loop, so that the loop's own delays do not use it up.
 
     A busy process sees an answer late that was there in time; by the clock alone it would call a healthy Redis dead.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._limit = asyncio.timeout(None)
-        self._tick_seconds = seconds / _TICKS
+    __slots__ = ("_end", "_left", "_loop", "_seconds", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, end: Callable[[], object]) -> None:
+        self._loop = loop
+        self._seconds = seconds / _TICKS
         self._left = _TICKS
-        self._timer: asyncio.TimerHandle | None = None
+        self._end = end
+        self._timer = loop.call_later(self._seconds, self._tick)
 
-    async def __aenter__(self) -> None:
-        await self._limit.__aenter__()
-        self._timer = self._loop.call_later(self._tick_seconds, self._tick)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        await self._limit.__aexit__(kind, error, trace)
+    def cancel(self) -> None:
+        """It came in time."""
+        self._timer.cancel()
 
     def _tick(self) -> None:
         self._left -= 1
         if self._left:
-            self._timer = self._loop.call_later(self._tick_seconds, self._tick)
+            self._timer = self._loop.call_later(self._seconds, self._tick)
         else:
-            self._limit.reschedule(self._loop.time())
+            self._end()
 
 
 class Store:
@@ -177,7 +171,7 @@ class Store:
 
     async def _bounded(self, command: Callable[[], Awaitable[_T]]) -> _T:
         try:
-            async with _Patience(_QUEUE_SECONDS):
+            async with asyncio.timeout(_QUEUE_SECONDS if self._turns.locked() else None):
                 await self._turns.acquire()
             try:
                 return await self._attempted(command)
@@ -190,20 +184,37 @@ class Store:
     async def _attempted(self, command: Callable[[], Awaitable[_T]]) -> _T:
         """Try again once when no answer came: on another connection, since redis-py gives up the silent one."""
         try:
-            return await self._attempt(command)
+            return await _within(self._attempt_seconds, command())
         except TimeoutError:
-            return await self._attempt(command)
+            return await _within(self._attempt_seconds, command())
 
-    async def _attempt(self, command: Callable[[], Awaitable[_T]]) -> _T:
-        """A command in a task of its own: should redis-py lose a cancellation, the caller goes on all the same."""
-        task = asyncio.ensure_future(command())
-        try:
-            async with _Patience(self._attempt_seconds):
-                return await asyncio.shield(task)
-        except (TimeoutError, asyncio.CancelledError):
+
+async def _within(seconds: float, work: Awaitable[_T]) -> _T:
+    """Do it in a task of its own: should redis-py lose a cancellation, the caller goes on all the same.
+
+    Raises:
+        TimeoutError: It took too long.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    over: asyncio.Future[None] = loop.create_future()
+
+    def end(_: object = None) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    task.add_done_callback(end)
+    ticks = _Ticks(loop, seconds, end)
+    try:
+        await over
+        if task.done():
+            return task.result()
+    finally:
+        ticks.cancel()
+        if not task.done():
             task.add_done_callback(_forget)
             task.cancel()
-            raise
+    raise TimeoutError
 
 
 def _forget(task: asyncio.Future[Any]) -> None:

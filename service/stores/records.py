@@ -158,8 +158,13 @@ class SessionRecord:
     unclear: Sequence[str]
     hosted: HostedRecord | None
     browser: str
-    events: Sequence[EventRecord]
+    written_events: Mapping[str, str] = field(repr=False)
     sealed_accounts: Mapping[str, str] = field(repr=False)
+
+    @property
+    def events(self) -> Sequence[EventRecord]:
+        """All changes in order; read only where they are wanted, since every request reads its session."""
+        return sorted((_event(*each) for each in self.written_events.items()), key=lambda event: event.number)
 
 
 def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | None:
@@ -173,7 +178,11 @@ def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | 
     ended = fields.get("ended")
     link = fields.get("link")
     hosted = fields.get("hosted")
-    validation_ids = [name[4:-6] for name in fields if name.startswith("val:") and name.endswith(":state")]
+    parts: dict[str, dict[str, str]] = {"val": {}, "ev": {}, "acct": {}, "intent": {}}
+    for name, value in fields.items():
+        kind, separator, rest = name.partition(":")
+        if separator and kind in parts:
+            parts[kind][rest] = value
     return SessionRecord(
         id=session_id,
         tenant=fields["tenant"],
@@ -186,36 +195,43 @@ def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | 
         token_hash=fields["token"],
         state=cast("StoredState", _known(fields["state"], _STORED_STATES)),
         account_id=fields["account"],
-        validations=sorted((_validation(each, fields) for each in validation_ids), key=lambda each: each.created),
-        intents=[_intent(name[7:], fields[name]) for name in fields if name.startswith("intent:")],
+        validations=_validations(parts["val"]),
+        intents=[_intent(attempt, text) for attempt, text in parts["intent"].items()],
         choice=_split(fields.get("choice")),
         link=read_link(link) if link else None,
         unclear=_split(fields.get("unclear")),
         hosted=_hosted(hosted) if hosted else None,
         browser=fields.get("browser", ""),
-        events=sorted((_event(name, fields[name]) for name in fields if name.startswith("ev:")), key=_number),
-        sealed_accounts={name[5:]: fields[name] for name in fields if name.startswith("acct:")},
+        written_events=parts["ev"],
+        sealed_accounts=parts["acct"],
     )
 
 
-def _validation(validation_id: str, fields: Mapping[str, str]) -> ValidationRecord:
-    def part(name: str) -> str | None:
-        return fields.get(f"val:{validation_id}:{name}")
+def _validations(parts: Mapping[str, str]) -> list[ValidationRecord]:
+    by_id: dict[str, dict[str, str]] = {}
+    for name, value in parts.items():
+        validation_id, _, part = name.partition(":")
+        by_id.setdefault(validation_id, {})[part] = value
+    found = [_validation(validation_id, each) for validation_id, each in by_id.items() if "state" in each]
+    return sorted(found, key=lambda each: each.created)
 
+
+def _validation(validation_id: str, parts: Mapping[str, str]) -> ValidationRecord:
+    left = parts.get("left")
     return ValidationRecord(
         id=validation_id,
-        state=cast("ValidationState", _known(part("state"), _VALIDATION_STATES)),
-        provider_id=part("provider") or "",
-        kind=cast('Literal["password", "oauth"]', part("kind") or "password"),
-        created=Millis(int(part("created") or 0)),
-        deadline=Millis(int(part("deadline") or 0)),
-        job_id=part("job"),
-        reason=part("reason"),
-        authorize_url=part("authorize"),
-        account=part("account"),
-        attempts_left=int(part("left") or 0) if part("left") else None,
-        accounts=_split(part("accounts")),
-        services=[(pair.partition("/")[0], pair.partition("/")[2]) for pair in _split(part("services"))],
+        state=cast("ValidationState", _known(parts["state"], _VALIDATION_STATES)),
+        provider_id=parts.get("provider") or "",
+        kind=cast('Literal["password", "oauth"]', parts.get("kind") or "password"),
+        created=Millis(int(parts.get("created") or 0)),
+        deadline=Millis(int(parts.get("deadline") or 0)),
+        job_id=parts.get("job"),
+        reason=parts.get("reason"),
+        authorize_url=parts.get("authorize"),
+        account=parts.get("account"),
+        attempts_left=int(left) if left else None,
+        accounts=_split(parts.get("accounts")),
+        services=[(pair.partition("/")[0], pair.partition("/")[2]) for pair in _split(parts.get("services"))],
     )
 
 
@@ -224,13 +240,9 @@ def _intent(attempt: str, text: str) -> Intent:
     return Intent(attempt, Millis(int(until)), digest, _split(choice))
 
 
-def _event(name: str, text: str) -> EventRecord:
-    at, event, subject = text.split(":", 2)
-    return EventRecord(int(name[3:]), event, Millis(int(at)), subject or None)
-
-
-def _number(event: EventRecord) -> int:
-    return event.number
+def _event(number: str, text: str) -> EventRecord:
+    at, name, subject = text.split(":", 2)
+    return EventRecord(int(number), name, Millis(int(at)), subject or None)
 
 
 def _hosted(text: str) -> HostedRecord:

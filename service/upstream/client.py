@@ -15,7 +15,7 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from service.telemetry import UPSTREAM_CALLS, UPSTREAM_SECONDS
+from service.telemetry import called
 from service.upstream import wire
 from service.upstream.transport import Answer, Transport
 
@@ -160,8 +160,7 @@ class UpstreamClient:
             self.reachable = True
             return answer
         finally:
-            UPSTREAM_CALLS.labels(operation, outcome).inc()
-            UPSTREAM_SECONDS.labels(operation).observe(time.perf_counter() - started)
+            called(operation, outcome, time.perf_counter() - started)
 
 
 def _expect(answer: Answer, status: HTTPStatus) -> None:

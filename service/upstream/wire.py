@@ -270,7 +270,9 @@ def parse_utility_account(body: bytes) -> UtilityAccount:
         except ValidationError:
             UPSTREAM_DROPPED.labels("service_account").inc()
             continue
-        UPSTREAM_DROPPED.labels("service_account_field").inc(len(entry.keys() - _SERVICE_ACCOUNT_FIELDS))
+        dropped = len(entry.keys() - _SERVICE_ACCOUNT_FIELDS)
+        if dropped:
+            UPSTREAM_DROPPED.labels("service_account_field").inc(dropped)
         known.setdefault(account.id, account)
     return UtilityAccount(fields.id, fields.name, tuple(known.values()))
 

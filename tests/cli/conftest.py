@@ -83,7 +83,7 @@ class Running:
     @contextmanager
     def serving(self) -> Iterator[httpx.Client]:
         """A client to it, as soon as it is ready."""
-        url = json.loads(self.line('"event": "serving"'))["url"]
+        url = json.loads(self.line('"event":"serving"'))["url"]
         headers = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
         with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False, headers=headers) as client:
             until(lambda: ready(client))

@@ -134,7 +134,8 @@ def _bare_app(**options: Any) -> FastAPI:  # noqa: ANN401 -- FastAPI's own
         },
         **options,
     )
-    for module in (sessions, providers, validations, accounts, links, ops, sdk, logos, hosted, events):
+    # Those that are asked most come first: a route is looked for from the first on.
+    for module in (validations, accounts, events, links, sessions, providers, ops, sdk, logos, hosted):
         # Not `include_router`: FastAPI would resolve each request through one more layer.
         app.router.routes.extend(module.router.routes)
     return app

@@ -179,7 +179,7 @@ const READ_TIMEOUT_MS = 40_000; // Longer than the longest `Prefer: wait`.
 const ACT_TIMEOUT_MS = 60_000;
 const FIRST_EVENT_MS = 5000; // The first event comes at once, unless something on the way holds it back.
 const QUIET_MS = 40_000; // More than two heartbeats.
-const STREAM_MS = 330_000; // Longer than the service keeps one open.
+const STREAM_MS = 60_000; // Then look for oneself: what another version of the service writes may not be told.
 const POPUP = "popup,width=520,height=720";
 
 /** Make an element: attributes, `on…` listeners, children. Text becomes text, never markup. */

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Literal, Self, get_args
+from typing import Final, Literal, Self
 
 import orjson
 from pydantic import SecretStr
@@ -95,8 +95,9 @@ class Transport:
             return builder.build()
 
         self._total = timedelta(seconds=limits.total_seconds)
+        self._build = build
         self._kept = build(limits.max_connections)
-        self._fresh: dict[Lane, Client] = {lane: build(0) for lane in get_args(Lane)}
+        self._fresh: dict[Lane, Client] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -117,7 +118,7 @@ class Transport:
             UpstreamUnavailable: The connection failed or broke.
             UpstreamMalformed: The body is over `MAX_BODY_BYTES`.
         """
-        return await self._exchange(self._fresh["common"] if fresh else self._kept, "GET", url, token=token)
+        return await self._exchange(self._lane("common") if fresh else self._kept, "GET", url, token=token)
 
     async def act(
         self,
@@ -146,8 +147,14 @@ class Transport:
             UpstreamMalformed: As `read`.
         """
         return await self._exchange(
-            self._fresh[lane], "POST", url, token=token, body=body, headers=headers, want_body=want_body
+            self._lane(lane), "POST", url, token=token, body=body, headers=headers, want_body=want_body
         )
+
+    def _lane(self, lane: Lane) -> Client:
+        """Built when first needed: each takes some milliseconds of the start."""
+        if lane not in self._fresh:
+            self._fresh[lane] = self._build(0)
+        return self._fresh[lane]
 
     async def _exchange(
         self,

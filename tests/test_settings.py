@@ -266,3 +266,35 @@ async def test_serve_says_all_of_it_and_exits_with_2() -> None:
     assert "canary" not in ended.stderr + ended.stdout
     for name in ("SECRET", "PORT", "REDIS_URL", "PROVIDER_TABLE", "UPSTREAM_URL"):
         assert f"OMNICONNECT_{name}" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PUBLIC_URL", "http://link.example"),
+        ("PUBLIC_URL", "https://link.example/?a=b"),
+        ("PUBLIC_URL", "https://link.example/#here"),
+        ("FRAME_ANCESTORS", "https://shop.example;script-src"),
+        ("FRAME_ANCESTORS", "https://*"),
+        ("FRAME_ANCESTORS", "http://shop.example"),
+        ("RETURN_URLS", "http://app.example/linked"),
+        ("RETURN_URLS", "javascript:alert(1)"),
+        ("RETURN_URLS", "https://app.example/a|b"),
+        ("RETURN_URLS", "https://app.example/linked?user=7"),
+    ],
+)
+def test_addresses_of_the_hosted_page_that_cannot_be_meant(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    (fault,) = faults(monkeypatch, **REAL, **{name: value})
+    assert fault.startswith(f"OMNICONNECT_{name}")
+    assert value not in fault
+
+
+def test_addresses_of_the_hosted_page_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {
+        "PUBLIC_URL": "https://link.example/connect",
+        "FRAME_ANCESTORS": "https://shop.example,https://shop.example:8443",
+        "RETURN_URLS": "https://app.example/linked,com.example.app:/linked,myapp://linked",
+    }
+    assert faults(monkeypatch, **REAL, **good) == []

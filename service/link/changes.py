@@ -144,12 +144,16 @@ class _Room:
             self._again = True
             while self._again and self._followers:
                 self._again = False
+                failed = True
                 try:
                     self.session = await self._changes.sessions.read(self._id)
-                    self.failed = False
+                    failed = False
                 except StoreUnavailable:
-                    self.failed = True
-                self.looked_at = self._changes.clock.monotonic()
-                self.tell()
+                    pass
+                finally:
+                    # Whatever happened: nobody may be left waiting for a read that is over.
+                    self.failed = failed
+                    self.looked_at = self._changes.clock.monotonic()
+                    self.tell()
         finally:
             self._reading = False

@@ -237,3 +237,16 @@ async def test_survives_an_outage_of_redis(replica: Replica, monkeypatch: pytest
         monkeypatch.setattr(changes.sessions, "read", read)
         await walk.close()
         assert [event.name for event in await stream.rest()] == ["session.closed"]
+
+
+async def test_a_read_that_breaks_leaves_nobody_waiting(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = await replica.walk().open()
+    pending = (await walk.validate("user_never", wait=None)).json()["validation"]["id"]
+
+    async def breaks(_session_id: str) -> Any:
+        raise RuntimeError
+
+    monkeypatch.setattr(replica.app.state.steps.changes.sessions, "read", breaks)
+    async with asyncio.timeout(10):
+        answer = await walk.validation(pending, wait=20)
+    assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")

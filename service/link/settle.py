@@ -90,7 +90,7 @@ class Settlement:
                 pass
 
     async def _recover_unknown(self, session: SessionRecord) -> None:
-        """A clear answer may have come late, or to an attempt of another session."""
+        """A clear answer may have come late, or to an attempt of another session and for a part of this choice."""
         for attempt in session.unclear:
             look = await self._guards.look(attempt, session.account_id, session.choice, void=False)
             now = self._clock.now()
@@ -98,7 +98,7 @@ class Settlement:
             if look.verdict == "done":
                 link = self.new_link(session.account_id)
                 await self._sessions.settle_link(session.id, intent, "linked", now=now, link=link)
-            elif look.verdict == "refused":
+            elif look.verdict in {"refused", "unsent", "voided"}:
                 await self._sessions.settle_link(session.id, intent, "open", now=now)
 
     async def close(self, asked: SessionRecord) -> SessionRecord:

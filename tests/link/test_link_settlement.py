@@ -123,6 +123,40 @@ async def test_a_confirmation_in_another_session_ends_what_was_told_as_unknown(p
     assert await _recovered(parts) == ("linked", [], [])
 
 
+async def test_a_confirmation_of_a_part_does_not_make_the_rest_linked(parts: Parts, silent: Parts) -> None:
+    await parts.open("S")
+    await _send(silent, "X", ["b"])
+    await _begin(parts, "A")
+    claim = await parts.guards.claim("A", ACCOUNT_ID, AB, digest=digest_of(AB), waited_for=None, resend=())
+    assert (claim.verdict, claim.attempts) == ("unknown", ["X"])
+    intent = _intent("A", AB, parts)
+    await parts.sessions.settle_link("S", intent, "unknown", now=parts.clock.now(), unclear=claim.attempts)
+    await parts.guards.record("X", ACCOUNT_ID, ["b"], "linked")
+    assert await _recovered(parts) == ("open", [], [])
+    assert await _begin(parts, "B") == "begun"
+    again = await parts.guards.claim("B", ACCOUNT_ID, AB, digest=digest_of(AB), waited_for=None, resend=())
+    assert (again.verdict, again.accounts) == ("claimed", ["a"])
+
+
+async def test_a_confirmation_of_a_part_leaves_the_other_part_unclear(parts: Parts, silent: Parts) -> None:
+    await parts.open("S")
+    await _send(silent, "X", ["b"])
+    await _send(silent, "Y", ["a"])
+    intent = _intent("A", AB, parts)
+    await parts.sessions.settle_link("S", intent, "unknown", now=parts.clock.now(), unclear=["X", "Y"])
+    await parts.guards.record("X", ACCOUNT_ID, ["b"], "linked")
+    assert await _recovered(parts) == ("unknown", ["Y"], [])
+
+
+async def test_an_unclear_attempt_that_proves_unsent_opens_the_session_again(parts: Parts, silent: Parts) -> None:
+    await parts.open("S")
+    await _begin(parts, "A")
+    await _send(silent, "A")
+    assert (await _recovered(parts))[0] == "unknown"
+    await parts.guards.record("A", ACCOUNT_ID, AB, "unsent")
+    assert await _recovered(parts) == ("open", [], [])
+
+
 async def test_a_refusal_that_comes_late_opens_the_session_again(parts: Parts, silent: Parts) -> None:
     await parts.open("S")
     await _begin(parts, "A")

@@ -4,13 +4,12 @@
 local me = ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local done, mine, refused, why = 0, false, false, ''
+local done, refused, why = 0, false, ''
 local unknown, seen = {}, {}
 for i = 2, #KEYS do
   local r = redis.call('HMGET', KEYS[i], 'cur', 'st', 'until', 'unk', 'done', 'last', 'why')
   local unk = r[4] or ''
   if r[5] then done = done + 1 end
-  if r[5] == me then mine = true end
   if r[1] == me and r[2] == 'sent' then
     if tonumber(r[3]) > now then return {'busy'} end
     unk = unk .. me .. ','
@@ -25,7 +24,8 @@ for i = 2, #KEYS do
   end
   if r[6] == me then refused, why = true, r[7] end
 end
-if mine or done == #KEYS - 1 then return {'done'} end
+-- Not if a part of the choice is: this attempt may have been made for another session, and for fewer accounts.
+if done == #KEYS - 1 then return {'done'} end
 if seen[me] then return {'unknown', unpack(unknown)} end
 if refused then return {'refused', why} end
 if ARGV[2] ~= 'void' then return {redis.call('EXISTS', KEYS[1]) == 1 and 'voided' or 'unsent'} end

@@ -3,15 +3,19 @@
 import asyncio
 import base64
 import contextlib
+import io
+import logging
 import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, cast
 
 import httpx
+import orjson
 import pytest
+import structlog
 import uvicorn
 from pydantic import SecretStr
 from typing_extensions import override
@@ -31,9 +35,22 @@ __all__ = ["omniconnect_sandbox", "omniconnect_sandbox_server"]
 ENCRYPTION_KEYS: Final = {"test": SecretStr(base64.b64encode(b"k" * 32).decode())}
 
 
+class _Recorded(io.RawIOBase):
+    """Where the service's own lines go in tests: to pytest, as records."""
+
+    @override
+    def write(self, line: Any) -> int:
+        text = bytes(line).decode()
+        level = logging.getLevelNamesMapping()[orjson.loads(text)["level"].upper()]
+        logging.getLogger("omniconnect").log(level, text.rstrip())
+        return len(line)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _logs() -> None:
     configure_logs("DEBUG")
+    logging.getLogger("omniconnect").setLevel(logging.DEBUG)
+    structlog.configure(logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _Recorded())))
 
 
 @pytest.fixture(scope="session")

@@ -345,6 +345,7 @@ def test_the_search_finds_what_is_hidden() -> None:
 
 
 async def test_log_lines_of_libraries_show_no_values(capsys: pytest.CaptureFixture[str]) -> None:
+    before = structlog.get_config()["logger_factory"]
     configure_logs("DEBUG")
     try:
         for name in ("asyncio", "uvicorn.error", "redis", "anything"):
@@ -360,6 +361,7 @@ async def test_log_lines_of_libraries_show_no_values(capsys: pytest.CaptureFixtu
         told = capsys.readouterr().err
     finally:
         configure_logs("DEBUG")
+        structlog.configure(logger_factory=before)
     assert "It failed" in told
     assert "builtins.ValueError" in told
     assert "p4ssw0rd" not in told

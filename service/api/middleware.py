@@ -67,15 +67,15 @@ class Around:
                     raw += [(name.lower().encode(), value.encode()) for name, value in told.items()]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._answer(scope, headers, receive, send_with_headers)
-            except Exception as error:  # noqa: BLE001 -- the last resort
-                log.error("unhandled", exc_info=error)
-                if status == 0:
-                    await failure(scope, InternalError())(scope, receive, send_with_headers)
-            finally:
-                self._tell(scope, status, time.perf_counter() - started)
+        structlog.contextvars.bind_contextvars(request_id=request_id)  # each request has a context of its own
+        try:
+            await self._answer(scope, headers, receive, send_with_headers)
+        except Exception as error:  # noqa: BLE001 -- the last resort
+            log.error("unhandled", exc_info=error)
+            if status == 0:
+                await failure(scope, InternalError())(scope, receive, send_with_headers)
+        finally:
+            self._tell(scope, status, time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         if scope["path"].startswith("/v1/") and not _accepts(headers, scope["path"]):

@@ -182,8 +182,22 @@ def _view(found: UtilityAccount) -> dict[str, Any]:
 
 
 def _service_view(account: ServiceAccount) -> dict[str, Any]:
-    view = account.model_dump(by_alias=True, exclude_none=True)
-    view["address"] = account.address.model_dump(by_alias=True) if account.address else None
+    address = account.address
+    view: dict[str, Any] = {
+        "id": account.id,
+        "address": {
+            "street": address.street,
+            "city": address.city,
+            "state": address.state,
+            "postalCode": address.postal_code,
+        }
+        if address
+        else None,
+    }
+    if account.meter_number is not None:
+        view["meterNumber"] = account.meter_number
+    if account.legal_names is not None:
+        view["legalNames"] = account.legal_names
     return view
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import SecretStr
@@ -24,12 +25,15 @@ _STORE_ERRORS: Final = (RedisError, RedisClusterException, OSError, UnicodeDecod
 """All that redis-py raises when Redis fails: not everything is a `RedisError`."""
 
 _T = TypeVar("_T")
-_QUEUE_SECONDS: Final = 5.0
-"""How long a command may wait for its turn; many callers at once are no fault of Redis."""
+_Command: TypeAlias = tuple[str | int, ...]
 
-_COMMANDS_AT_ONCE: Final = 64
-_MAX_CONNECTIONS: Final = _COMMANDS_AT_ONCE + 16
+_LARGEST_BATCH: Final = 128
+_BATCHES_AT_ONCE: Final = 64
+_MAX_CONNECTIONS: Final = _BATCHES_AT_ONCE + 16
 """Also for the subscription, and for connections that are on their way back."""
+
+_MOST_WAITING: Final = 10_000
+"""Commands that wait for a batch; many callers at once are no fault of Redis."""
 
 _TICKS: Final = 20
 _LEAST_CONNECT_SECONDS: Final = 2.0
@@ -76,12 +80,21 @@ class Store:
     def __init__(self, url: SecretStr, *, command_seconds: float) -> None:
         self._client: Redis | RedisCluster = _connect(url.get_secret_value(), command_seconds)
         self._attempt_seconds = command_seconds * 2  # to connect, and for the command
-        self._turns = asyncio.Semaphore(_COMMANDS_AT_ONCE)
+        # A cluster's commands go to as many nodes as there are slots.
+        self._largest_batch = 1 if isinstance(self._client, RedisCluster) else _LARGEST_BATCH
+        self._waiting: deque[tuple[_Command, asyncio.Future[Any]]] = deque()
+        self._batches: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        for _, answer in self._waiting:
+            answer.cancel()
+        self._waiting.clear()
+        for batch in self._batches:
+            batch.cancel()
+        await asyncio.gather(*self._batches, return_exceptions=True)
         await self._client.aclose()
         pool = getattr(self._client, "connection_pool", None)
         if isinstance(pool, SentinelConnectionPool):
@@ -95,13 +108,10 @@ class Store:
             StoreUnavailable: No answer in time, or an error.
         """
         text, digest = _script(script)
-        return await self._bounded(lambda: self._run(text, digest, keys, args))
-
-    async def _run(self, text: str, digest: str, keys: Sequence[str], args: Sequence[str | int]) -> Any:  # noqa: ANN401
         try:
-            return await self._client.evalsha(digest, len(keys), *keys, *args)
+            return await self._command("EVALSHA", digest, len(keys), *keys, *args)
         except NoScriptError:
-            return await self._client.eval(text, len(keys), *keys, *args)
+            return await self._command("EVAL", text, len(keys), *keys, *args)
 
     async def hash(self, key: str) -> dict[str, str]:
         """All fields of a hash; empty if there is none.
@@ -109,21 +119,8 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        return await self._bounded(lambda: cast("Awaitable[dict[str, str]]", self._client.hgetall(key)))
-
-    async def put_hash(self, key: str, fields: dict[str, str], *, keep_ms: int) -> None:
-        """Write fields and expiry together.
-
-        Raises:
-            StoreUnavailable: As `run`.
-        """
-        await self._bounded(lambda: self._put_hash(key, fields, keep_ms))
-
-    async def _put_hash(self, key: str, fields: dict[str, str], keep_ms: int) -> None:
-        async with self._client.pipeline(transaction=True) as pipeline:
-            pipeline.hset(key, mapping=cast("Any", fields))
-            pipeline.pexpire(key, keep_ms)
-            await pipeline.execute()
+        fields: dict[str, str] = await self._command("HGETALL", key)
+        return fields
 
     async def get(self, key: str) -> str | None:
         """A string value.
@@ -131,7 +128,8 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        return await self._bounded(lambda: cast("Awaitable[str | None]", self._client.get(key)))
+        value: str | None = await self._command("GET", key)
+        return value
 
     async def put(self, key: str, value: str, *, keep_ms: int) -> None:
         """Write a string value and its expiry together.
@@ -139,7 +137,7 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        await self._bounded(lambda: self._client.set(key, value, px=keep_ms))
+        await self._command("SET", key, value, "PX", keep_ms)
 
     async def delete(self, key: str) -> None:
         """Remove a key.
@@ -147,7 +145,7 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        await self._bounded(lambda: self._client.delete(key))
+        await self._command("DEL", key)
 
     async def unrank(self, key: str, member: str) -> None:
         """Remove a member of a sorted set.
@@ -155,7 +153,7 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        await self._bounded(lambda: self._client.zrem(key, member))
+        await self._command("ZREM", key, member)
 
     async def ping(self) -> None:
         """Whether Redis answers.
@@ -163,30 +161,77 @@ class Store:
         Raises:
             StoreUnavailable: It does not.
         """
-        await self._bounded(self._client.ping)
+        await self._command("PING")
 
     def pubsub(self) -> PubSub:
         """A subscription with a connection of its own."""
         return self._client.pubsub()
 
-    async def _bounded(self, command: Callable[[], Awaitable[_T]]) -> _T:
-        try:
-            async with asyncio.timeout(_QUEUE_SECONDS if self._turns.locked() else None):
-                await self._turns.acquire()
-            try:
-                return await self._attempted(command)
-            finally:
-                self._turns.release()
-        except _STORE_ERRORS as error:
-            STORE_FAILURES.labels(type(error).__name__).inc()
-            raise StoreUnavailable from error
+    async def _command(self, *command: str | int) -> Any:  # noqa: ANN401 -- each command has its own shape
+        """One command, sent together with all others of the same moment.
 
-    async def _attempted(self, command: Callable[[], Awaitable[_T]]) -> _T:
+        Most of what a command costs is a connection taken and given back, a call into the system and a task that
+        bounds it: a batch has one of each.
+
+        Raises:
+            NoScriptError: Redis does not know the script (any more).
+            StoreUnavailable: No answer in time, or another error.
+        """
+        if len(self._waiting) >= _MOST_WAITING:
+            raise StoreUnavailable
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._send)
+        self._waiting.append((command, answer))
+        reply = await answer
+        if isinstance(reply, NoScriptError):
+            raise reply
+        if isinstance(reply, Exception):
+            STORE_FAILURES.labels(type(reply).__name__).inc()
+            raise StoreUnavailable from reply
+        return reply
+
+    def _send(self) -> None:
+        while self._waiting and len(self._batches) < _BATCHES_AT_ONCE:
+            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._largest_batch))]
+            batch = [each for each in taken if not each[1].done()]  # nothing is sent for who has left
+            if batch:
+                task = asyncio.create_task(self._deliver(batch))
+                self._batches.add(task)
+                task.add_done_callback(self._delivered)
+
+    def _delivered(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        self._send()
+
+    async def _deliver(self, batch: Sequence[tuple[_Command, asyncio.Future[Any]]]) -> None:
+        commands = [command for command, _ in batch]
+        replies: Sequence[Any] = [ConnectionError("closed")] * len(batch)
+        try:
+            replies = await self._attempted(lambda: self._replies(commands))
+        except _STORE_ERRORS as error:
+            replies = [error] * len(batch)
+        finally:
+            for (_, answer), reply in zip(batch, replies, strict=True):
+                if not answer.done():
+                    answer.set_result(reply)  # also an exception: each who waits raises one of their own
+
+    async def _replies(self, commands: Sequence[_Command]) -> Sequence[Any]:
+        """What each was answered, which may be an exception."""
+        if isinstance(self._client, RedisCluster):
+            return [await self._client.execute_command(*commands[0])]
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute(raise_on_error=False)
+
+    async def _attempted(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Try again once when no answer came: on another connection, since redis-py gives up the silent one."""
         try:
-            return await _within(self._attempt_seconds, command())
+            return await _within(self._attempt_seconds, work())
         except TimeoutError:
-            return await _within(self._attempt_seconds, command())
+            return await _within(self._attempt_seconds, work())
 
 
 async def _within(seconds: float, work: Awaitable[_T]) -> _T:

@@ -55,14 +55,15 @@ class TokenStore:
 
     async def write(self, token: UpstreamToken, *, now: Millis) -> None:
         """Share a token until it expires."""
-        fields = {
-            "version": token.version,
-            "account": token.account_id,
-            "sealed": self._key_ring.seal(token.value.get_secret_value().encode(), place=self._key),
-            "refresh": str(token.refresh_at),
-            "expires": str(token.expires_at),
-        }
-        await self._store.put_hash(self._key, fields, keep_ms=max(1, token.expires_at - now))
+        args: list[str | int] = [
+            max(1, token.expires_at - now),
+            token.version,
+            token.account_id,
+            self._key_ring.seal(token.value.get_secret_value().encode(), place=self._key),
+            token.refresh_at,
+            token.expires_at,
+        ]
+        await self._store.run("token_put", keys=[self._key], args=args)
 
     async def drop(self, token: UpstreamToken) -> None:
         """Forget this very token, and no newer one."""

@@ -11,13 +11,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     SecretStr,
     StringConstraints,
     TypeAdapter,
     ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
 )
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import with_default_schema
 
 from service.errors import UpstreamMalformed
 from service.telemetry import UPSTREAM_DROPPED
@@ -53,17 +54,18 @@ UpstreamId = Annotated[str, StringConstraints(pattern=UPSTREAM_ID)]
 Text = Annotated[str, StringConstraints(max_length=512)]
 
 
-def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
+def _left_out() -> None:
+    UPSTREAM_DROPPED.labels("optional_field").inc()
+
+
+class _IfFits:
     """What the flow can do without is left out when it does not fit; its neighbours stay."""
-    try:
-        return read(value)
-    except ValidationError:
-        UPSTREAM_DROPPED.labels("optional_field").inc()
-        return None
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return with_default_schema(handler(source), default_factory=_left_out, on_error="default")
 
 
-_IfFits: Final = WrapValidator(_or_none)
-OptionalText = Annotated[Text | None, _IfFits]
+OptionalText = Annotated[Text | None, _IfFits()]
 
 
 class _Lenient(BaseModel):
@@ -90,8 +92,8 @@ class Company(_Lenient):
 
     id: UpstreamId
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    url: Annotated[Annotated[str, StringConstraints(max_length=2048)] | None, _IfFits] = None
-    logo: Annotated[Annotated[str, StringConstraints(max_length=65536)] | None, _IfFits] = None
+    url: Annotated[Annotated[str, StringConstraints(max_length=2048)] | None, _IfFits()] = None
+    logo: Annotated[Annotated[str, StringConstraints(max_length=65536)] | None, _IfFits()] = None
     # Not left out: a company whose own page asks for the password would then be taken for one that we ask it for.
     login_url: Annotated[str, StringConstraints(max_length=2048)] | None = Field(None, alias="loginUrl")
 
@@ -109,9 +111,9 @@ class ServiceAccount(_Lenient):
     """One metered account at a utility."""
 
     id: UpstreamId
-    address: Annotated[Address | None, _IfFits] = None
+    address: Annotated[Address | None, _IfFits()] = None
     meter_number: OptionalText = Field(None, alias="meterNumber")
-    legal_names: Annotated[Annotated[list[Text], Field(max_length=50)] | None, _IfFits] = Field(
+    legal_names: Annotated[Annotated[list[Text], Field(max_length=50)] | None, _IfFits()] = Field(
         None, alias="legalNames"
     )
 

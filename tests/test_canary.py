@@ -244,7 +244,6 @@ async def drive_faults(replica: Replica, upstream: SandboxServer) -> None:
     faults.add("token", "status", value=401, times=None)
     await replica.client.post("/v1/sessions", headers=replica.walk().server_headers, json={})
     faults.clear()
-    tokens._paused_until = 0.0
 
 
 async def drive_outage(replica: Replica, line: RedisLine) -> None:

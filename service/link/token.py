@@ -25,9 +25,6 @@ _REFRESH_AT_SHARE_OF_LIFE: Final = 0.8
 _REFUSED_REMEMBERED: Final = 16
 """Refused tokens that may still be on their way here from Redis."""
 
-_PAUSE_SECONDS: Final = 30.0
-"""How long no token is fetched once the vendor takes neither a token nor its successor, or not our secret."""
-
 
 class TokenSource:
     """Where calls to the vendor get their bearer token from."""
@@ -48,8 +45,6 @@ class TokenSource:
         self._clock = clock
         self._token: UpstreamToken | None = None
         self._refused: deque[str] = deque(maxlen=_REFUSED_REMEMBERED)
-        self._refused_at: float | None = None
-        self._paused_until = 0.0
         self._refresh = Refresh(
             key=key,
             look=self._look,
@@ -65,7 +60,7 @@ class TokenSource:
         """A token that is good by the clock; refreshed in the background ahead of its end.
 
         Raises:
-            UpstreamCredentialsRejected: The vendor refuses our client id and secret, or did so a moment ago.
+            UpstreamCredentialsRejected: The vendor refuses our client id and secret.
             ServiceError: The vendor cannot be reached, or makes no sense.
         """
         token = self._token
@@ -87,23 +82,14 @@ class TokenSource:
             if token.version not in self._refused:
                 self._token = token
 
-    async def drop(self, token: UpstreamToken) -> bool:
-        """Forget a token that the vendor has refused; a newer one stays.
-
-        False if its predecessor was refused just before and nothing was accepted since: another one would help as
-        little, so it is kept, and no token is fetched for each request of a vendor that takes none.
-        """
+    async def drop(self, token: UpstreamToken) -> None:
+        """Forget a token that the vendor has refused; a newer one stays."""
         if token.version not in self._refused:
-            moment = self._clock.monotonic()
-            if self._refused_at is not None and moment - self._refused_at < _PAUSE_SECONDS:
-                return False
-            self._refused_at = moment
             self._refused.append(token.version)
         if self._token is not None and self._token.version == token.version:
             self._token = None
         with suppress(StoreUnavailable):
             await self._store.drop(token)
-        return True
 
     async def authorized(self, call: Callable[[SecretStr], Awaitable[_T]]) -> _T:
         """Make a call with a token; after a complete 401 once more with a new one.
@@ -114,18 +100,10 @@ class TokenSource:
         for _ in range(2):
             token = await self.get()
             try:
-                result = await call(token.value)
+                return await call(token.value)
             except TokenRejected:
-                if not await self.drop(token):
-                    break
-            else:
-                self.accepted()
-                return result
+                await self.drop(token)
         raise UpstreamCredentialsRejected
-
-    def accepted(self) -> None:
-        """The vendor took a token: one that it refused before had only run out."""
-        self._refused_at = None
 
     async def _look(self) -> UpstreamToken | None:
         stored = await self._store.read()
@@ -134,14 +112,8 @@ class TokenSource:
         return stored
 
     async def _fetch(self) -> UpstreamToken:
-        if self._clock.monotonic() < self._paused_until:
-            raise UpstreamCredentialsRejected
         asked_at = self._clock.now()
-        try:
-            fetched = await self._client.fetch_token()
-        except UpstreamCredentialsRejected:
-            self._paused_until = self._clock.monotonic() + _PAUSE_SECONDS
-            raise
+        fetched = await self._client.fetch_token()
         life = fetched.life_seconds * 1000
         return UpstreamToken(
             version=secrets.token_hex(16),

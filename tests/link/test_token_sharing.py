@@ -189,38 +189,6 @@ async def test_a_401_that_stays_ends_after_one_repetition(replica: Replica, upst
     assert fetches(upstream) == 2
 
 
-async def test_a_vendor_that_takes_no_token_is_asked_for_no_more_of_them(
-    replica: Replica, upstream: SandboxServer
-) -> None:
-    upstream.world.faults.add("companies", "status", value=401, times=None)
-    for _ in range(5):
-        answer = await replica.client.get("/v1/providers", headers=HEADERS)
-        assert (answer.status_code, answer.json()["code"]) == (502, "upstream_credentials_rejected")
-    assert (len(upstream.world.calls.all("companies")), fetches(upstream)) == (6, 2)
-    upstream.world.faults.clear()
-    assert (await replica.client.get("/v1/providers", headers=HEADERS)).status_code == 200
-    assert fetches(upstream) == 2
-
-
-async def test_a_vendor_that_takes_no_secret_is_left_alone_for_a_while(
-    replica: Replica, upstream: SandboxServer
-) -> None:
-    upstream.world.faults.add("token", "status", value=401, times=None)
-    for _ in range(5):
-        assert (await replica.client.post("/v1/sessions", headers=HEADERS, json={})).status_code == 502
-    assert fetches(upstream) == 1
-
-
-async def test_two_tokens_refused_with_a_success_between_them_are_no_reason_to_pause(
-    replica: Replica, upstream: SandboxServer
-) -> None:
-    tokens = source(replica)
-    for number in range(1, 4):
-        assert await tokens.authorized(tokens._client.list_companies)
-        assert fetches(upstream) == number
-        upstream.world.tokens.revoke_all()
-
-
 async def test_redis_cannot_read_it(replica: Replica, upstream: SandboxServer, store: Store) -> None:
     token = await source(replica).get()
     stored = await store.hash(source(replica)._store._key)

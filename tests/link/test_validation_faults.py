@@ -129,12 +129,6 @@ async def test_a_poll_that_is_clearly_refused_ends_the_validation(
     assert len(vendor.world.calls.all("job")) == 1
 
 
-@pytest.fixture
-def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.link.token._PAUSE_SECONDS", 0)
-
-
-@pytest.mark.usefixtures("_no_pause")
 @pytest.mark.parametrize(
     ("status", "told"), [(401, (502, "upstream_credentials_rejected")), (500, (502, "upstream_error"))]
 )

@@ -1,13 +1,16 @@
 """Logs and metrics: chosen fields only, never a value that came from outside unchecked."""
 
+import io
 import logging
 import sys
+from contextlib import suppress
 from functools import cache
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, cast
 
 import orjson
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
+from typing_extensions import override
 
 __all__ = [
     "RUNNING_JOBS",
@@ -72,7 +75,7 @@ def configure_logs(level: str) -> None:
         processors=[*shared, structlog.processors.JSONRenderer(orjson.dumps)],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         # Past `logging`, whose records would take as long as all the rest of a line.
-        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _Lossy(sys.stderr.buffer))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -88,6 +91,20 @@ def configure_logs(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+
+
+class _Lossy(io.RawIOBase):
+    """A full disk or a log collector that is gone costs lines, and never a step of the flow."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    @override
+    def write(self, line: Any) -> int:
+        with suppress(OSError, ValueError):
+            self._file.write(line)
+            self._file.flush()
+        return len(line)
 
 
 def _as_json(event: Any, **options: Any) -> str:  # noqa: ANN401 -- structlog's signature

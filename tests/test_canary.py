@@ -367,5 +367,20 @@ async def test_log_lines_of_libraries_show_no_values(capsys: pytest.CaptureFixtu
     assert "p4ssw0rd" not in told
 
 
+def test_a_log_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = structlog.get_config()["logger_factory"]
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123 -- a device
+        monkeypatch.setattr("sys.stderr", full)
+        configure_logs("DEBUG")
+        try:
+            structlog.get_logger().error("lost")
+        finally:
+            monkeypatch.undo()
+            configure_logs("DEBUG")
+            structlog.configure(logger_factory=before)
+            with suppress(OSError):
+                full.close()
+
+
 def test_settings_hold_the_canaries_that_are_searched_for(settings: Settings) -> None:
     assert settings.secret.get_secret_value() == SANDBOX_SECRET

@@ -32,6 +32,7 @@ _BATCHES_AT_ONCE: Final = 64
 _MAX_CONNECTIONS: Final = _BATCHES_AT_ONCE + 16
 """Also for the subscription, and for connections that are on their way back."""
 
+_QUEUE_SECONDS: Final = 5.0
 _MOST_WAITING: Final = 10_000
 """Commands that wait for a batch; many callers at once are no fault of Redis."""
 
@@ -82,15 +83,15 @@ class Store:
         self._attempt_seconds = command_seconds * 2  # to connect, and for the command
         # A cluster's commands go to as many nodes as there are slots.
         self._largest_batch = 1 if isinstance(self._client, RedisCluster) else _LARGEST_BATCH
-        self._waiting: deque[tuple[_Command, asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[_Command, asyncio.Future[Any], float]] = deque()
         self._batches: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for _, answer in self._waiting:
-            answer.cancel()
+        for each in self._waiting:
+            each[1].cancel()
         self._waiting.clear()
         for batch in self._batches:
             batch.cancel()
@@ -183,7 +184,7 @@ class Store:
         answer: asyncio.Future[Any] = loop.create_future()
         if not self._waiting:
             loop.call_soon(self._send)
-        self._waiting.append((command, answer))
+        self._waiting.append((command, answer, loop.time()))
         reply = await answer
         if isinstance(reply, NoScriptError):
             raise reply
@@ -193,9 +194,14 @@ class Store:
         return reply
 
     def _send(self) -> None:
+        asked_after = asyncio.get_running_loop().time() - _QUEUE_SECONDS
+        while self._waiting and self._waiting[0][2] < asked_after:
+            answer = self._waiting.popleft()[1]
+            if not answer.done():
+                answer.set_result(TimeoutError("no turn"))
         while self._waiting and len(self._batches) < _BATCHES_AT_ONCE:
             taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._largest_batch))]
-            batch = [each for each in taken if not each[1].done()]  # nothing is sent for who has left
+            batch = [each[:2] for each in taken if not each[1].done()]  # nothing is sent for who has left
             if batch:
                 task = asyncio.create_task(self._deliver(batch))
                 self._batches.add(task)

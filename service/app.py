@@ -44,6 +44,7 @@ from service.api.cors import ApiCors
 from service.api.envelope import failure
 from service.api.middleware import Around
 from service.api.models import field_names
+from service.api.routing import Switch
 from service.clock import SYSTEM_CLOCK, Clock
 from service.errors import FieldError, ServiceError
 from service.sandbox.people import PASSWORD, PEOPLE
@@ -146,7 +147,7 @@ class _App(FastAPI):
 
     @override
     def build_middleware_stack(self) -> ASGIApp:
-        app: ASGIApp = ExceptionMiddleware(self.router, handlers=dict(self.exception_handlers))
+        app: ASGIApp = ExceptionMiddleware(Switch(self.router), handlers=dict(self.exception_handlers))
         for each in reversed(self.user_middleware):
             app = each.cls(app, *each.args, **each.kwargs)
         return app

@@ -63,7 +63,11 @@ def _varied(send: Send) -> Send:
 
     async def send_varied(message: Message) -> None:
         if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).add_vary_header("Origin")
+            headers = message["headers"]
+            if any(name == b"vary" for name, _ in headers):
+                MutableHeaders(scope=message).add_vary_header("Origin")
+            else:
+                headers.append((b"vary", b"Origin"))
         await send(message)
 
     return send_varied

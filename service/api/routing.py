@@ -14,9 +14,11 @@ from fastapi import APIRouter, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
-__all__ = ["make_router"]
+__all__ = ["Switch", "make_router"]
 
 _Call: TypeAlias = Callable[[Request], Awaitable[Any]]
 _SOURCES: Final[Mapping[str, Callable[[Request], Mapping[str, str]]]] = {
@@ -33,6 +35,33 @@ def make_router(prefix: str, tag: str) -> APIRouter:
     )
 
 
+class Switch:
+    """Takes a request to its route without asking all others first; the router answers what has none."""
+
+    def __init__(self, router: APIRouter) -> None:
+        self._router = router
+        self._routes: dict[tuple[str, int, str | None], list[_Route]] = {}
+        for route in router.routes:
+            if isinstance(route, _Route):
+                *parts, last = route.path.split("/")
+                for method in route.methods or ():
+                    key = (method, len(parts), None if "{" in last else last)
+                    self._routes.setdefault(key, []).append(route)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http":
+            *parts, last = scope["path"].split("/")
+            method, depth = scope["method"], len(parts)
+            for route in self._routes.get((method, depth, last)) or self._routes.get((method, depth, None)) or ():
+                match, found = route.matches(scope)
+                if match is Match.FULL:
+                    scope.update(found)
+                    await route.app(scope, receive, send)
+                    return
+        await self._router(scope, receive, send)
+
+
 class _Route(APIRoute):
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 -- FastAPI's own
         super().__init__(*args, **options)
@@ -43,6 +72,14 @@ class _Route(APIRoute):
             await response(scope, receive, send)
 
         self.app = app
+
+    @override
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        # FastAPI's own asks at each route for routers within routers, of which there are none here.
+        match, found = Route.matches(self, scope)
+        if match is not Match.NONE:
+            found["route"] = self
+        return match, found
 
 
 def _compiled(dependant: Dependant) -> _Call:

@@ -28,6 +28,7 @@ from service.settings import SANDBOX_API_KEY, SANDBOX_CLIENT_ID, SANDBOX_SECRET,
 from service.stores.embedded import EmbeddedStore
 from service.telemetry import configure_logs
 from service.wiring import Timing
+from tests.plain import NO_TLS
 from tests.walk import Walk
 
 __all__ = ["omniconnect_sandbox", "omniconnect_sandbox_server"]
@@ -198,7 +199,7 @@ async def running_replica(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=40, limits=limits, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=40, limits=limits, trust_env=False, verify=NO_TLS) as client:
             yield Replica(url, client, app)
     finally:
         server.stop()

@@ -15,6 +15,7 @@ import httpx
 
 from service.clock import SYSTEM_CLOCK
 from service.settings import SANDBOX_API_KEY, Settings
+from tests.plain import NO_TLS
 from tests.walk import Walk
 
 __all__ = ["ServiceProcess", "eventually", "serving"]
@@ -60,7 +61,9 @@ async def serving(settings: Settings, **environ: str) -> AsyncIterator[ServicePr
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     with _spawned({**_environ(settings), "OMNICONNECT_PORT": str(port), **environ}) as process:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=40, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=40, trust_env=False, verify=NO_TLS
+        ) as client:
             await _ready(process, client)
             yield ServiceProcess(process, client)
 

@@ -26,6 +26,7 @@ from service.upstream.transport import TransportLimits
 from service.wiring import Timing
 from tests.conftest import Replica, make_settings, running_replica
 from tests.faults.redis_line import RedisLine
+from tests.plain import NO_TLS
 from tests.processes import eventually
 from tests.walk import APS, PASSWORD, PGE, SCE, SRP, Walk, sign_in
 
@@ -179,7 +180,7 @@ async def drive_walks(replica: Replica, upstream: SandboxServer) -> None:
         await replica.client.post(f"{walk.path}/tokens", headers=walk.server_headers)
     walk = await replica.walk().open()
     started = (await walk.validate(None, provider=PGE, wait=None)).json()["validation"]
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as browser:
         await sign_in(browser, started["authorizeUrl"])
     await walk.validation(started["id"], wait=5)
     await walk.accounts(**{"Cache-Control": "no-cache"})

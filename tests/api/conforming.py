@@ -12,6 +12,7 @@ from starlette.routing import Match
 
 from service.api.models import Failure
 from tests.conftest import Replica
+from tests.plain import NO_TLS
 
 __all__ = ["SENTENCES", "conforming", "route_of"]
 
@@ -36,7 +37,7 @@ async def conforming(replica: Replica) -> AsyncIterator[httpx.AsyncClient]:
         _check(replica.app, answer)
 
     async with httpx.AsyncClient(
-        base_url=replica.url, timeout=40, trust_env=False, event_hooks={"response": [check]}
+        base_url=replica.url, timeout=40, trust_env=False, verify=NO_TLS, event_hooks={"response": [check]}
     ) as client:
         yield client
 

@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.api.body import BodyGuard, check_json
 from service.errors import BodyTooLarge, MalformedRequest, ServiceError, UnsupportedMediaType
+from tests.plain import NO_TLS
 
 CANARY = "hunter2-canary"
 STATUS = {BodyTooLarge: 413, MalformedRequest: 400, UnsupportedMediaType: 415}
@@ -216,7 +217,7 @@ async def address() -> AsyncIterator[tuple[str, int]]:
 
 @pytest.fixture
 async def client(address: tuple[str, int]) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url="http://{}:{}".format(*address), trust_env=False) as client:
+    async with httpx.AsyncClient(base_url="http://{}:{}".format(*address), trust_env=False, verify=NO_TLS) as client:
         yield client
 
 

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from service.settings import SANDBOX_API_KEY
+from tests.plain import NO_TLS
 
 __all__ = ["Running", "environment", "run"]
 
@@ -85,7 +86,9 @@ class Running:
         """A client to it, as soon as it is ready."""
         url = json.loads(self.line('"event":"serving"'))["url"]
         headers = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
-        with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False, headers=headers) as client:
+        with httpx.Client(
+            base_url=url, timeout=PATIENCE_SECONDS, trust_env=False, verify=NO_TLS, headers=headers
+        ) as client:
             until(lambda: ready(client))
             yield client
 
@@ -151,6 +154,6 @@ def sandbox() -> Iterator[str]:
     running = Running("sandbox", "--upstream-port", "0", OMNICONNECT_PORT="0", OMNICONNECT_POLL_SECONDS="0.05")
     upstream = running.line("levers").rsplit(maxsplit=1)[-1]
     with running.serving() as client:
-        httpx.post(f"{upstream}/settings", json={"speed": 0.02}, trust_env=False).raise_for_status()
+        httpx.post(f"{upstream}/settings", json={"speed": 0.02}, trust_env=False, verify=NO_TLS).raise_for_status()
         yield str(client.base_url)
     finish(running)

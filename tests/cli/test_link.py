@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.cli.conftest import Running, run, until
+from tests.plain import NO_TLS
 from tests.walk import sign_in
 
 pytestmark = pytest.mark.xdist_group("sandbox command")
@@ -22,7 +23,7 @@ def levers(sandbox: str) -> str:
 
 
 def open_sign_in(sandbox: str) -> dict[str, str]:
-    with httpx.Client(base_url=sandbox, trust_env=False) as client:
+    with httpx.Client(base_url=sandbox, trust_env=False, verify=NO_TLS) as client:
         session = client.post("/v1/sessions", headers={"Authorization": "Bearer sandbox_api_key"}).json()["session"]
         headers = {"Authorization": f"Bearer {session['token']}"}
         body = {"providerId": "5eedc0de000000000000010b"}
@@ -74,7 +75,7 @@ def test_no_accounts_end_as_given_up(sandbox: str) -> None:
 
 async def test_oauth_prints_the_page_and_waits(sandbox: str, start: Start) -> None:
     running = start("link", "--json", "--provider", "Kestrel Point Energy", BFF_URL=sandbox)
-    async with httpx.AsyncClient(trust_env=False) as browser:
+    async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as browser:
         (await sign_in(browser, running.line("Sign in at").split()[-1])).raise_for_status()
     assert running.process.wait(20) == 0
     assert running.process.stdout is not None
@@ -83,8 +84,8 @@ async def test_oauth_prints_the_page_and_waits(sandbox: str, start: Start) -> No
 
 def test_ctrl_c_closes_the_session_and_prints_its_outcome(sandbox: str, levers: str, start: Start) -> None:
     running = start("link", "--json", "--username", "user_never", BFF_URL=sandbox)
-    httpx.delete(f"{levers}/calls", trust_env=False)
-    until(lambda: "user_never" in httpx.get(f"{levers}/calls?route=jobs", trust_env=False).text)
+    httpx.delete(f"{levers}/calls", trust_env=False, verify=NO_TLS)
+    until(lambda: "user_never" in httpx.get(f"{levers}/calls?route=jobs", trust_env=False, verify=NO_TLS).text)
     assert running.end(signal.SIGINT) == 1
     assert running.process.stdout is not None
     envelope = json.loads(running.process.stdout.read())

@@ -11,6 +11,7 @@ import pytest
 
 from service.sandbox.server import SandboxServer
 from tests.cli.conftest import Running, ready, run, until
+from tests.plain import NO_TLS
 from tests.walk import APS, SRP
 
 Start = Callable[..., Running]
@@ -135,7 +136,7 @@ def test_workers_share_store_and_metrics_are_replaced_and_end_with_a_killed_pare
 
         def both_have_answered() -> bool:
             next(calls)  # on a connection of its own, so that either may get it
-            assert httpx.get(f"{client.base_url}/livez", trust_env=False).status_code == 200
+            assert httpx.get(f"{client.base_url}/livez", trust_env=False, verify=NO_TLS).status_code == 200
             return len(list(short_tmp.glob("omniconnect-metrics-*/counter_*.db"))) == 2
 
         until(both_have_answered)

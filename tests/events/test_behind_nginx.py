@@ -16,6 +16,7 @@ from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY
 from tests.conftest import Replica
 from tests.events.sse import listening
+from tests.plain import NO_TLS
 from tests.processes import eventually
 from tests.walk import Walk
 
@@ -63,7 +64,7 @@ async def proxied(request: pytest.FixtureRequest, replica: Replica, tmp_path: Pa
             await eventually(lambda: pid.exists() or process.poll() is not None)
             assert process.poll() is None, f"nginx ended with {process.returncode}"
             url = f"http://127.0.0.1:{port}"
-            async with httpx.AsyncClient(base_url=url, timeout=40, trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=40, trust_env=False, verify=NO_TLS) as client:
                 yield client
         finally:
             process.kill()

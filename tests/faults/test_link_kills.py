@@ -16,6 +16,7 @@ from service.settings import Settings
 from tests.conftest import ENCRYPTION_KEYS, MovableClock, Replica, running_replica
 from tests.faults.link_launcher import TIMING
 from tests.link.waiting import until
+from tests.plain import NO_TLS
 from tests.walk import Walk
 
 ROOT: Final = Path(__file__).parents[2]
@@ -89,7 +90,7 @@ async def _linked_by_a_victim(
     ids = await walk.ready("user_quick")
     async with (
         _victim(settings, operation, moment) as (url, process),
-        httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client,
+        httpx.AsyncClient(base_url=url, timeout=20, trust_env=False, verify=NO_TLS) as client,
     ):
         if moment == "meanwhile":
             upstream.world.faults.add("batch", "delay", value=0.3)

@@ -11,6 +11,7 @@ from service.sandbox.server import SandboxServer
 from service.settings import Settings
 from tests.conftest import MovableClock, Replica, running_replica
 from tests.link.waiting import until
+from tests.plain import NO_TLS
 from tests.walk import SRP, Walk
 
 
@@ -303,7 +304,7 @@ async def test_a_caller_who_leaves_finds_the_result(replica: Replica, upstream: 
     walk = replica.walk()
     ids = await walk.ready("user_quick")
     upstream.world.faults.add("batch", "delay", value=0.2)
-    async with httpx.AsyncClient(base_url=replica.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=replica.url, trust_env=False, verify=NO_TLS) as client:
         asking = asyncio.create_task(walk.at(client).link(ids))
         await until(lambda: _batches(upstream))
         asking.cancel()

@@ -10,6 +10,7 @@ from service.sandbox.people import PASSWORD
 from service.sandbox.pytest_plugin import omniconnect_sandbox, omniconnect_sandbox_server
 from service.sandbox.server import SandboxServer
 from service.sandbox.world import ACCOUNT_ID, CLIENT_ID, SECRET, World
+from tests.plain import NO_TLS
 
 __all__ = ["omniconnect_sandbox", "omniconnect_sandbox_server", "vendor"]
 
@@ -71,5 +72,5 @@ class Vendor:
 
 @pytest.fixture
 def vendor(omniconnect_sandbox: SandboxServer) -> Iterator[Vendor]:
-    with httpx.Client(base_url=omniconnect_sandbox.url, timeout=5, trust_env=False) as http:
+    with httpx.Client(base_url=omniconnect_sandbox.url, timeout=5, trust_env=False, verify=NO_TLS) as http:
         yield Vendor(omniconnect_sandbox, http)

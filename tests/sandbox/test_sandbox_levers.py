@@ -9,6 +9,7 @@ import pytest
 from service.sandbox.answers import json_answer
 from service.sandbox.server import SandboxServer
 from service.sandbox.world import ACCOUNT_ID
+from tests.plain import NO_TLS
 
 if TYPE_CHECKING:
     from service.sandbox.calls import Route
@@ -262,7 +263,7 @@ def test_the_sandbox_says_what_it_is(vendor: Vendor, path: str) -> None:
 
 def test_a_stopping_server_ends_hung_calls_and_starts_again_where_it_was() -> None:
     server = SandboxServer(speed=0).start()
-    with httpx.Client(base_url=server.url, trust_env=False) as http:
+    with httpx.Client(base_url=server.url, trust_env=False, verify=NO_TLS) as http:
         server.world.faults.add("companies", "hang")
         with pytest.raises(httpx.ReadTimeout):
             http.get("/utility-companies", timeout=0.02)
@@ -286,6 +287,9 @@ def test_sign_in_addresses_may_have_an_origin_of_their_own() -> None:
     with SandboxServer(public_url="http://browser.example:1/") as server:
         token = server.world.issue_token()
         companies = httpx.get(
-            f"{server.url}/utility-companies", headers={"authorization": f"Bearer {token}"}, trust_env=False
+            f"{server.url}/utility-companies",
+            headers={"authorization": f"Bearer {token}"},
+            trust_env=False,
+            verify=NO_TLS,
         ).json()
     assert companies[3]["loginUrl"] == f"http://browser.example:1/sign-in/{PGE}"

@@ -2,10 +2,9 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager
+from multiprocessing.context import ForkServerProcess
 from typing import Final
 
 import httpx
@@ -14,12 +13,12 @@ import pytest
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
 from tests.conftest import ENCRYPTION_KEYS, MovableClock, Replica, running_replica
-from tests.faults.link_launcher import TIMING
+from tests.faults.link_launcher import TIMING, doomed
 from tests.link.waiting import until
 from tests.plain import NO_TLS
 from tests.walk import Walk
 
-ROOT: Final = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("link kills")  # they fork from one process
 
 NOTHING_SENT: Final = [
     ("link_begin", "before"),
@@ -48,10 +47,9 @@ async def survivor(settings: Settings, clock: MovableClock) -> AsyncIterator[Rep
         yield replica
 
 
-@asynccontextmanager
-async def _victim(
+def _victim(
     settings: Settings, operation: str, moment: str
-) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+) -> AbstractAsyncContextManager[tuple[str, ForkServerProcess]]:
     assert settings.redis_url is not None
     given = {
         "SANDBOX": "true",
@@ -64,23 +62,11 @@ async def _victim(
         "ENCRYPTION_KEYS": ",".join(f"{name}:{key.get_secret_value()}" for name, key in ENCRYPTION_KEYS.items()),
     }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMNICONNECT_")}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.faults.link_launcher",
-        operation,
-        moment,
-        cwd=ROOT,
-        env=environment | {f"OMNICONNECT_{name}": value for name, value in given.items()},
-        stdout=asyncio.subprocess.PIPE,
+    return doomed(
+        environment | {f"OMNICONNECT_{name}": value for name, value in given.items()},
+        operation=operation,
+        moment=moment,
     )
-    assert process.stdout is not None
-    try:
-        yield (await process.stdout.readline()).decode().strip(), process
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 async def _linked_by_a_victim(
@@ -100,7 +86,8 @@ async def _linked_by_a_victim(
             process.kill()
         with pytest.raises(httpx.TransportError):
             await asking
-        assert await process.wait() == -9
+        await asyncio.to_thread(process.join)
+        assert process.exitcode == -9
     return ids
 
 

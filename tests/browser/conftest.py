@@ -11,6 +11,9 @@ from redis.asyncio import Redis
 from service.sandbox.server import SandboxServer
 from tests.conftest import Replica, make_settings, running_replica
 
+_PROGRAMS: Final = ("chromium-headless-shell", "chromium", "google-chrome")
+"""The first is the same engine without windows, and costs a quarter of the time."""
+
 _FLAGS: Final = (
     "--no-sandbox",  # root has no other way, and all pages here are our own
     "--disable-gpu",
@@ -37,7 +40,7 @@ def let_in(upstream: SandboxServer) -> None:
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """Chromium, once per test process."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
+    path = next(filter(None, map(shutil.which, _PROGRAMS)), None)
     if path is None:
         pytest.skip("no Chromium here; the whole build installs it")
     async with async_playwright() as playwright:

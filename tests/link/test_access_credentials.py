@@ -1,4 +1,4 @@
-"""Who may call, and what is theirs: unknown and somebody else's look the same."""
+"""What opens the door, and what does not. Whose what is: `tests/callers/test_ownership.py`."""
 
 import asyncio
 import hashlib
@@ -6,32 +6,17 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 from redis.asyncio import Redis
 
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY
 from service.stores.limits import Limit
+from tests.api.calls import ENDPOINTS
 from tests.conftest import Replica
-from tests.walk import APS, PASSWORD, Walk
+from tests.walk import Walk
 
 UNKNOWN = "ses_" + "0" * 32
-
-STEPS: list[tuple[str, str, object]] = [
-    ("POST", "/validations", {"providerId": APS, "username": "user_quick", "password": PASSWORD}),
-    ("GET", "/validations/val_0", None),
-    ("DELETE", "/validations/val_0", None),
-    ("GET", "/service-accounts", None),
-    ("POST", "/links", {"serviceAccountIds": ["a"]}),
-]
-SESSION_CALLS: list[tuple[str, str, object]] = [("GET", "", None), ("DELETE", "", None), *STEPS]
-ALL_CALLS: list[tuple[str, str, object]] = [
-    ("POST", "/v1/sessions", {}),
-    ("GET", "/v1/providers", None),
-    ("POST", f"/v1/sessions/{UNKNOWN}/tokens", None),
-    *((method, f"/v1/sessions/{UNKNOWN}{path}", body) for method, path, body in SESSION_CALLS),
-]
 BAD_AUTHORIZATION: dict[str, list[tuple[str, str | bytes]]] = {
     "none": [],
     "empty": [("Authorization", "")],
@@ -54,18 +39,16 @@ BAD_AUTHORIZATION: dict[str, list[tuple[str, str | bytes]]] = {
     "dots": [("Authorization", "Bearer a.b.c")],
 }
 
-_OWN = {"date", "x-request-id", "ratelimit"}
-"""Headers that belong to the request, not to what it asked for."""
-
 
 @pytest.mark.parametrize("headers", BAD_AUTHORIZATION.values(), ids=BAD_AUTHORIZATION)
 async def test_nobody_gets_in_without_a_good_credential(
     shared: Replica, vendor: SandboxServer, headers: list[tuple[str, str | bytes]]
 ) -> None:
-    for method, path, body in ALL_CALLS:
+    for endpoint in ENDPOINTS:
         sent = [(name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers]
-        answer = await shared.client.request(method, path, headers=sent, json=body)
-        assert answer.status_code == 401, (method, path, answer.text)
+        path = endpoint.path.format(session=UNKNOWN, validation="val_0")
+        answer = await shared.client.request(endpoint.method, path, headers=sent, json=endpoint.body)
+        assert answer.status_code == 401, (endpoint.name, answer.text)
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert (answer.json()["status"], answer.json()["code"]) == ("OM400", "unauthenticated")
     assert vendor.world.calls.all() == []
@@ -83,42 +66,6 @@ async def test_a_session_token_opens_no_sessions_and_makes_no_tokens(shared: Rep
         refused = await shared.client.post(path, headers=walk.headers)
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
         assert refused.json()["status"] == "OM400"
-
-
-async def test_an_api_key_takes_no_steps(shared: Replica, vendor: SandboxServer) -> None:
-    walk = await shared.walk().open()
-    for session_id in (walk.id, UNKNOWN):
-        for method, path, body in STEPS:
-            url = f"/v1/sessions/{session_id}{path}"
-            refused = await shared.client.request(method, url, headers=walk.server_headers, json=body)
-            assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), (method, path)
-    assert vendor.world.calls.all() == []
-
-
-async def test_somebody_elses_session_looks_unknown_byte_for_byte(shared: Replica, vendor: SandboxServer) -> None:
-    mine, theirs = shared.walk(), shared.walk()
-    await theirs.ready("user_quick")
-    await mine.open()
-    vendor.world.calls.clear()
-    for method, path, body in SESSION_CALLS:
-        answers = [
-            await _as(mine, method, f"/v1/sessions/{session_id}{path}", body) for session_id in (theirs.id, UNKNOWN)
-        ]
-        foreign, unknown = (_without_request_id(answer) for answer in answers)
-        assert answers[0].status_code == 404, (method, path)
-        assert foreign == unknown
-    assert vendor.world.calls.all() == []
-    assert (await theirs.show()).json()["session"]["state"] == "open"
-
-
-async def test_somebody_elses_validation_looks_unknown(shared: Replica) -> None:
-    mine, theirs = await shared.walk().open(), await shared.walk().open()
-    validation = (await theirs.validate("user_quick")).json()["validation"]
-    for method in ("GET", "DELETE"):
-        foreign = await _as(mine, method, f"{mine.path}/validations/{validation['id']}", None)
-        unknown = await _as(mine, method, f"{mine.path}/validations/val_0", None)
-        assert foreign.status_code == 404
-        assert _without_request_id(foreign) == _without_request_id(unknown)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +144,6 @@ async def test_who_knows_only_the_id_cannot_use_up_its_reads(shared: Replica, mo
     assert (await walk.show()).status_code == 200
 
 
-async def _as(walk: Walk, method: str, path: str, body: object) -> httpx.Response:
-    return await walk.client.request(method, path, headers=walk.headers, json=body)
-
-
 async def _raw_get(url: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
     """A GET whose path is sent as it is written; clients resolve dots by themselves."""
     parts = urlsplit(url)
@@ -216,9 +159,3 @@ async def _raw_get(url: str, path: str, headers: dict[str, str]) -> tuple[int, d
     writer.close()
     await writer.wait_closed()
     return int(head.split(b" ", 2)[1]), json.loads(body)
-
-
-def _without_request_id(answer: httpx.Response) -> tuple[int, dict[str, str], bytes]:
-    request_id = answer.headers["X-Request-Id"]
-    headers = {name: value for name, value in answer.headers.items() if name not in _OWN}
-    return answer.status_code, headers, answer.content.replace(request_id.encode(), b"")

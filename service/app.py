@@ -77,6 +77,7 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
             *_proxy_headers(settings),
             Middleware(ApiCors, origins=process.origins),
             Middleware(Around, closing=lambda: process.health.closing),
+            *_own_listener(settings),
             Middleware(BodyGuard, on_error=failure),
         ],
     )
@@ -92,7 +93,9 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
     app.state.many_processes = settings.workers > 1
     if settings.widget:
         app.router.routes.extend(widget.router.routes)
-    if settings.docs:
+    if settings.sandbox or settings.metrics_port is not None:
+        app.router.routes.extend(ops.metrics_router.routes)
+    if settings.serves_docs:
         app.router.routes.extend(docs.router.routes)
         app.mount("/docs/assets", docs.assets())
     if settings.sandbox:
@@ -101,7 +104,7 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
             password=PASSWORD,
             client_id=SANDBOX_PUBLISHABLE_CLIENT,
             api_key=SecretStr(SANDBOX_API_KEY),
-            docs="/docs" if settings.docs else "/openapi.json",
+            docs="/docs" if settings.serves_docs else "/openapi.json",
         )
         app.router.routes.extend(demo.router.routes)
     app.openapi = cache(lambda: _document(app, settings.public_url))  # type: ignore[method-assign]
@@ -164,6 +167,12 @@ def _proxy_headers(settings: Settings) -> list[Middleware]:
     if not settings.trusted_proxies:
         return []
     return [Middleware(ProxyHeadersMiddleware, trusted_hosts=sorted(settings.trusted_proxies))]
+
+
+def _own_listener(settings: Settings) -> list[Middleware]:
+    if settings.metrics_port is None:
+        return []
+    return [Middleware(ops.OwnListener, port=settings.metrics_port)]
 
 
 async def _render_service_error(request: Request, error: Exception) -> Response:

@@ -56,8 +56,8 @@ def serve() -> None:
     from service import serve as serving
 
     settings = _settings()
-    with _told(serving.StartError), serving.ended_by_signal(), serving.listen(settings) as listener:
-        serving.serve(settings, listener)
+    with _told(serving.StartError), serving.ended_by_signal(), serving.listen(settings) as listeners:
+        serving.serve(settings, listeners)
 
 
 @app.command()
@@ -82,9 +82,9 @@ def sandbox(
         for name, value in given.items():
             os.environ.setdefault(f"{PREFIX}{name}", value)
         settings = _settings()
-        listener = stack.enter_context(serving.listen(settings))
-        _banner(settings.public_url or serving.address_of(listener), upstream.origin)
-        serving.serve(settings, listener)
+        listeners = stack.enter_context(serving.listen(settings))
+        _banner(settings.public_url or serving.address_of(listeners[0]), upstream.origin)
+        serving.serve(settings, listeners)
 
 
 @app.command()

@@ -50,7 +50,6 @@ _UNANSWERED_MS: Final = 12_000
 _BACKLOG: Final = 4096
 _KEY_FILE: Final = "encryption.key"
 _KEY_BYTES: Final = 32
-_PORT_SETTING: Final = f"{PREFIX}PORT"
 _METRICS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -81,20 +80,31 @@ def ended_by_signal() -> Iterator[None]:
 
 
 @contextmanager
-def listen(settings: Settings) -> Iterator[socket.socket]:
-    """The bound socket; connections are refused until the service is ready to take them.
+def listen(settings: Settings) -> Iterator[list[socket.socket]]:
+    """The bound sockets: the public one, and the one for operations if there is to be one.
+
+    Connections are refused until the service is ready to take them.
 
     Raises:
-        StartError: The address cannot be had.
+        StartError: An address cannot be had.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
-    with listener:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(_bound(settings.host, settings.port, f"{PREFIX}PORT"))]
+        if settings.metrics_port is not None:
+            place = _bound(settings.metrics_host, settings.metrics_port, f"{PREFIX}METRICS_PORT")
+            listeners.append(stack.enter_context(place))
+        yield listeners
+
+
+@contextmanager
+def _bound(host: str, port: int, setting: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sys.platform == "linux":
             # Connections inherit it: a client that vanished is noticed by the first heartbeat that it does not take.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNANSWERED_MS)
-        with listening_at(settings.host, settings.port, _PORT_SETTING):
-            listener.bind((settings.host, settings.port))
+        with listening_at(host, port, setting):
+            listener.bind((host, port))
         yield listener
 
 
@@ -122,7 +132,7 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
+def serve(settings: Settings, listeners: list[socket.socket]) -> None:
     """Serve until a signal ends it.
 
     Raises:
@@ -134,12 +144,15 @@ def serve(settings: Settings, listener: socket.socket) -> None:
             settings = stack.enter_context(_embedded_store(settings))
         if settings.sandbox and settings.host not in _LOOPBACK:
             log.warning("sandbox_exposed", hint="whoever reaches this address can use the sandbox's public API key")
-        log.info("serving", url=address_of(listener), mode="sandbox" if settings.sandbox else "production")
+        mode, addresses = "sandbox" if settings.sandbox else "production", [address_of(each) for each in listeners]
+        log.info("serving", url=addresses[0], operations=addresses[-1], mode=mode)
+        if settings.metrics_port is not None:
+            settings = settings.model_copy(update={"metrics_port": listeners[-1].getsockname()[1]})
         if settings.workers > 1:
             stack.enter_context(_environment_of(settings))
-            _serve_with_workers(settings, listener)
+            _serve_with_workers(settings, listeners)
         else:
-            _serve_alone(settings, listener)
+            _serve_alone(settings, listeners)
 
 
 def _config(app: object, *, workers: int = 1) -> uvicorn.Config:
@@ -181,7 +194,7 @@ def _collect_seldom() -> None:
     gc.enable()
 
 
-def _serve_alone(settings: Settings, listener: socket.socket) -> None:
+def _serve_alone(settings: Settings, listeners: list[socket.socket]) -> None:
     gc.disable()  # hardly anything that importing makes is garbage, and looking for it takes a tenth of the start
     # The parent of several workers needs none of it.
     from pyreqwest.exceptions import PyreqwestError  # noqa: PLC0415
@@ -195,14 +208,14 @@ def _serve_alone(settings: Settings, listener: socket.socket) -> None:
         raise StartError(told) from error
     _outlive_threads()
     _collect_seldom()
-    uvicorn.Server(_config(app)).run(sockets=[listener])
+    uvicorn.Server(_config(app)).run(sockets=listeners)
 
 
 # Several processes
 
 
-def _serve_with_workers(settings: Settings, listener: socket.socket) -> None:
-    workers = _Workers(_config(f"{__name__}:{worker_app.__name__}", workers=settings.workers), sockets=[listener])
+def _serve_with_workers(settings: Settings, listeners: list[socket.socket]) -> None:
+    workers = _Workers(_config(f"{__name__}:{worker_app.__name__}", workers=settings.workers), sockets=listeners)
     workers.run()
     if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
         raise StartError("a worker could not start; the log says why")
@@ -268,6 +281,8 @@ def _environment_of(settings: Settings) -> Iterator[None]:
     ring = ",".join(f"{name}:{key.get_secret_value()}" for name, key in settings.encryption_keys.items())
     with tempfile.TemporaryDirectory(prefix="omniconnect-metrics-", ignore_cleanup_errors=True) as metrics:
         os.environ |= {f"{PREFIX}REDIS_URL": url, f"{PREFIX}ENCRYPTION_KEYS": ring, _METRICS_DIR: metrics}
+        if settings.metrics_port is not None:
+            os.environ[f"{PREFIX}METRICS_PORT"] = str(settings.metrics_port)
         os.environ.pop(f"{PREFIX}DATA_DIR", None)
         yield
 

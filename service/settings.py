@@ -146,6 +146,14 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     workers: int = Field(1, ge=1, le=64, description="Processes.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of a listener of its own for `/metrics`, `/livez` and `/readyz`; without it only the sandbox "
+        "serves `/metrics`.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address of that listener.")
     public_url: str | None = Field(None, description="Where callers reach this service. The hosted page needs it.")
     application_name: str | None = Field(
         None, max_length=80, description="Your application's name, as the hosted page tells it to people."
@@ -159,7 +167,7 @@ class Settings(BaseSettings):
         frozenset(), description="Origins that may show the hosted page in a frame, comma-separated; none by default."
     )
     widget: bool = Field(True, description="Answer the vendor's own widget under `/api`.")
-    docs: bool = Field(True, description="Serve `/docs`.")
+    docs: bool | None = Field(None, description="Serve `/docs`; by default in the sandbox alone.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
     drain_seconds: float = Field(
         2.0, ge=0, le=60, description="After SIGTERM, how long requests are still accepted while `/readyz` fails."
@@ -227,6 +235,11 @@ class Settings(BaseSettings):
             raise SettingsError(faults)
         return self
 
+    @property
+    def serves_docs(self) -> bool:
+        """Whether there is a `/docs`."""
+        return self.sandbox if self.docs is None else self.docs
+
     def ring(self) -> dict[str, bytes]:
         """The encryption keys, decoded."""
         return {name: base64.b64decode(key.get_secret_value()) for name, key in self.encryption_keys.items()}
@@ -256,6 +269,8 @@ class Settings(BaseSettings):
             fault = _upstream_url_fault(url, sandbox=self.sandbox) if url is not None else None
             if fault:
                 faults.append(f"{PREFIX}{name} {fault}")
+        if self.metrics_port and self.metrics_port == self.port:
+            faults.append(f"{PREFIX}METRICS_PORT must be another one than {PREFIX}PORT")
         if self.public_url is not None and not _is_own_url(self.public_url, sandbox=self.sandbox):
             faults.append(f"{PREFIX}PUBLIC_URL must be an https URL without user, query and fragment")
         if self.upstream_proxy is not None and not _is_url(self.upstream_proxy.get_secret_value(), _PROXY_SCHEMES):

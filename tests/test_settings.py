@@ -84,6 +84,12 @@ ALL_WRONG = {
 }
 
 
+def test_operations_need_a_port_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "OMNICONNECT_METRICS_PORT must be another one than OMNICONNECT_PORT"
+    assert faults(monkeypatch, **REAL, METRICS_PORT="8000") == [told]
+    assert faults(monkeypatch, **REAL, METRICS_PORT="9000") == []
+
+
 def test_all_faults_are_told_at_once_and_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     found = faults(monkeypatch, **ALL_WRONG)
     told = "\n".join(found)

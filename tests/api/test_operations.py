@@ -3,9 +3,11 @@
 import logging
 import re
 from contextlib import ExitStack
+from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from service import wiring
 from service.app import create_app
@@ -120,6 +122,38 @@ async def test_the_documentation_comes_from_here_alone(shared: Replica) -> None:
         asset = await shared.client.get(address)
         assert asset.status_code == 200, address
         assert asset.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def production(**changes: Any) -> Settings:
+    given = {"sandbox": False, "client_id": "real", "secret": SecretStr("real-secret"), "clients": {}}
+    return make_settings("redis://127.0.0.1:1", "https://vendor.example/api", "t", **(given | changes))
+
+
+async def statuses(settings: Settings, *, port: int, paths: tuple[str, ...]) -> list[int]:
+    """What a listener on a port answers."""
+    transport = httpx.ASGITransport(app=create_app(settings))
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://test:{port}") as client:
+        # What the request says of itself opens nothing.
+        return [(await client.get(path, headers={"Host": "127.0.0.1:9000"})).status_code for path in paths]
+
+
+OPERATIONS = ("/metrics", "/livez", "/readyz")
+PUBLIC = ("/openapi.json", "/sdk/omniconnect.js", "/v1/providers")
+
+
+async def test_production_shows_neither_metrics_nor_documentation() -> None:
+    paths = (*OPERATIONS, "/docs", "/docs/start.js", "/docs/assets/swagger-ui.css", *PUBLIC)
+    assert await statuses(production(), port=8000, paths=paths) == [404, 200, 503, 404, 404, 404, 200, 200, 401]
+    assert await statuses(production(docs=True), port=8000, paths=("/docs",)) == [200]
+
+
+SANDBOX = make_settings("redis://127.0.0.1:1", "http://127.0.0.1:1/api", "t", metrics_port=9000)
+
+
+@pytest.mark.parametrize("given", [SANDBOX, production(metrics_port=9000)], ids=["sandbox", "production"])
+async def test_operations_have_a_listener_of_their_own(given: Settings) -> None:
+    assert await statuses(given, port=8000, paths=(*OPERATIONS, *PUBLIC)) == [404, 200, 503, 200, 200, 401]
+    assert await statuses(given, port=9000, paths=(*OPERATIONS, *PUBLIC)) == [200, 200, 503, 404, 404, 404]
 
 
 async def test_the_documentation_can_be_switched_off(valkey: str, upstream: SandboxServer, prefix: str) -> None:

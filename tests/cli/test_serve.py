@@ -129,9 +129,10 @@ def test_a_data_directory_keeps_sessions_and_their_key_over_a_restart(
 def test_workers_share_store_and_metrics_are_replaced_and_end_with_a_killed_parent(
     start: Start, upstream: SandboxServer, short_tmp: Path
 ) -> None:
-    settings = sandbox_settings(upstream, short_tmp, OMNICONNECT_WORKERS="2")
+    settings = sandbox_settings(upstream, short_tmp, OMNICONNECT_WORKERS="2", OMNICONNECT_METRICS_PORT="0")
     running = start("serve", **settings)
     with running.serving() as client:
+        operations = next(each for each in running.events() if each["event"] == "serving")["operations"]
         calls = itertools.count()
 
         def both_have_answered() -> bool:
@@ -140,7 +141,11 @@ def test_workers_share_store_and_metrics_are_replaced_and_end_with_a_killed_pare
             return len(list(short_tmp.glob("omniconnect-metrics-*/counter_*.db"))) == 2
 
         until(both_have_answered)
-        assert f'route="/livez",status="200"}} {next(calls)}.0' in client.get("/metrics").text
+        assert (
+            f'route="/livez",status="200"}} {next(calls)}.0' in httpx.get(f"{operations}/metrics", trust_env=False).text
+        )
+        assert client.get("/metrics").status_code == 404
+        assert httpx.get(f"{operations}/v1/providers", trust_env=False).status_code == 404
         path, headers = open_session(client)
         sign_in(client, path, headers, "user_quick")
         assert client.post(

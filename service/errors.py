@@ -227,10 +227,10 @@ class RateLimited(_Limited):
 
 
 class TooManyAttempts(_Limited):
-    """A limit that protects a utility account from being locked by wrong passwords."""
+    """A limit that protects utility accounts from being locked by wrong passwords, or opened by stolen ones."""
 
     code = "too_many_attempts"
-    message = "Too many attempts in this session"
+    message = "Too many attempts"
     display_message: str | None = "Too many attempts. Please try again later."
 
     @classmethod

@@ -186,10 +186,18 @@ class Settings(BaseSettings):
     account_attempts: int = Field(
         5, ge=1, le=1_000_000, description="Passwords that may be tried for one utility account in 15 minutes."
     )
+    address_attempts: int = Field(
+        30,
+        ge=1,
+        le=1_000_000,
+        description="Wrong passwords that may be tried from one address in 15 minutes, in sessions that pages opened.",
+    )
     refusals_per_minute: int = Field(
         60, ge=1, le=1_000_000, description="Bad credentials that one address may present before it is told to wait."
     )
-    session_reads: int = Field(300, ge=1, le=1_000_000_000, description="Reads of one session in a minute.")
+    session_reads: int = Field(
+        300, ge=1, le=1_000_000_000, description="Reads of one session in a minute, by each who may read it."
+    )
     oauth_minutes: float = Field(15.0, gt=0, le=60, description="Time limit of a validation by OAuth.")
 
     @field_validator("encryption_keys", mode="before")

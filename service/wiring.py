@@ -214,12 +214,24 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         tasks=tasks,
         clock=clock,
     )
-    accounts = Accounts(
-        client=client, tokens=tokens, sessions=sessions, keys=keys, key_ring=key_ring, tasks=tasks, clock=clock
-    )
     limits = LimitStore(store=store, keys=keys)
+    doors = Doors(limits=limits, tenant=tenant, refusals_per_minute=settings.refusals_per_minute)
     lockout = Lockout(
-        limits=limits, most=settings.account_attempts, key=key_ring.derive("utility accounts"), tenant=tenant
+        limits=limits,
+        by_account=settings.account_attempts,
+        by_address=settings.address_attempts,
+        key=key_ring.derive("utility accounts"),
+        tenant=tenant,
+    )
+    accounts = Accounts(
+        client=client,
+        tokens=tokens,
+        sessions=sessions,
+        doors=doors,
+        keys=keys,
+        key_ring=key_ring,
+        tasks=tasks,
+        clock=clock,
     )
     clients = Clients(_clients(settings, tenant))
     cadence = Cadence(poll=settings.poll_seconds, lease=settings.poll_lease_seconds)
@@ -245,6 +257,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         sessions=sessions,
         watchers=watchers,
         lockout=lockout,
+        doors=doors,
         changes=changes,
         clock=clock,
         limits=TimeLimits(settings.password_minutes * 60, settings.oauth_minutes * 60),
@@ -260,7 +273,6 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         clock=clock,
         patience=timing.patience,
     )
-    doors = Doors(limits=limits, tenant=tenant, refusals_per_minute=settings.refusals_per_minute)
     steps = Steps(
         access=Access(
             api_keys=_api_keys(settings, tenant),

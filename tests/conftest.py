@@ -114,6 +114,7 @@ def make_settings(redis_url: str, upstream_url: str, prefix: str, **changes: Any
         "poll_lease_seconds": 1.0,
         "drain_seconds": 0,
         "refusals_per_minute": 100_000,
+        "address_attempts": 100_000,
         "log_level": "DEBUG",
     }
     return Settings(**(given | changes))

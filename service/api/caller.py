@@ -126,7 +126,7 @@ async def key_session(request: Request, session_id: str) -> SessionRecord:
     """The session of the path, for the servers of its tenant alone."""
     access = steps(request).access
     caller = access.require_key(await _identify(request))
-    return await access.tenant_session(session_id, caller.key.tenant)
+    return await access.tenant_session(session_id, caller.key.tenant, reader=f"key:{caller.key.name}")
 
 
 async def widget_session(request: Request) -> SessionRecord:

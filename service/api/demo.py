@@ -186,7 +186,7 @@ async def demo_get_session(request: Request, session_id: str) -> Response:
     found = steps(request)
     started = found.clock.monotonic()
     host = await _host(request)
-    session = await found.access.tenant_session(session_id, host.key.tenant)
+    session = await found.access.tenant_session(session_id, host.key.tenant, reader=f"key:{host.key.name}")
     if session.owner != f"key:{host.key.name}":
         raise NotFound
     session, now = await found.sessions.look(session), found.clock.now()

@@ -29,7 +29,9 @@ class _Given(TypedDict):
     ttl_seconds: int | None
 
 
-@router.post("", status_code=201, response_model=SessionCreated, responses=failures(401, 403, 502, 503, 504, body=True))
+@router.post(
+    "", status_code=201, response_model=SessionCreated, responses=failures(401, 403, 429, 502, 503, 504, body=True)
+)
 async def create_session(request: Request, door: OpenDoor, wanted: CreateSession | None = None) -> Response:
     """Step 1: open a session for a person. Its token goes to that person's frontend; it is shown only here."""
     wanted = wanted or CreateSession()
@@ -48,7 +50,7 @@ async def create_session(request: Request, door: OpenDoor, wanted: CreateSession
 
 
 @router.post(
-    "/{session_id}/tokens", status_code=201, response_model=TokenReplaced, responses=failures(401, 403, 404, 503)
+    "/{session_id}/tokens", status_code=201, response_model=TokenReplaced, responses=failures(401, 403, 404, 429, 503)
 )
 async def replace_session_token(request: Request, session: KeySession) -> Response:
     """Issue a new token for a session; the old one stops working at once."""

@@ -6,6 +6,7 @@ from typing import Final
 from fastapi import Request
 from starlette.responses import Response
 
+from service.api.address import client_address
 from service.api.caller import OwnSession, steps
 from service.api.documented import answer_header, failures, request_header
 from service.api.envelope import answer, told
@@ -51,7 +52,9 @@ async def create_validation(request: Request, session: OwnSession, wanted: Creat
     """Step 2b: sign in at a utility; for OAuth, open the `authorizeUrl` that comes back. Takes `Prefer: wait=N`."""
     validations, clock = steps(request).validations, steps(request).clock
     asked_at = clock.monotonic()
-    validation = await validations.start(session, wanted.provider_id, _credentials(wanted))
+    validation = await validations.start(
+        session, wanted.provider_id, _credentials(wanted), address=client_address(request.scope)
+    )
     waited = _wait(request)
     if waited is not None and validation.state == "pending":
         # What the vendor took to accept the job counts: the whole call stays below what proxies allow.

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
 from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
+from service.api.address import client_address
 from service.api.caller import PageDoor, WidgetSession, steps
 from service.api.envelope import answer, encode, failure
 from service.api.routing import make_router
@@ -96,7 +97,8 @@ async def widget_create_job(request: Request, session: WidgetSession, wanted: Jo
     found = steps(request)
     elsewhere = await found.validations.signs_in_elsewhere(wanted.utility_company_id)
     credentials = None if elsewhere else _credentials(wanted)
-    validation = await found.validations.start(session, wanted.utility_company_id, credentials)
+    address = client_address(request.scope)
+    validation = await found.validations.start(session, wanted.utility_company_id, credentials, address=address)
     if validation.job_id is None:
         # The widget knows no outcome of this call but "it runs" and "it broke".
         raise OutcomeUnknown if validation.reason == OutcomeUnknown.code else UpstreamUnavailable

@@ -17,7 +17,7 @@ from service.link.identity import UserTokens
 from service.link.limits import Doors
 from service.stores.limits import Limit, Quota
 from service.stores.records import SessionRecord
-from service.stores.sessions import READ_WINDOW_SECONDS, SessionStore
+from service.stores.sessions import READ_WINDOW_SECONDS, Reads, SessionStore
 
 __all__ = [
     "SESSION_ID",
@@ -195,7 +195,11 @@ class Access:
         """
         parts = _SESSION_TOKEN.fullmatch(token)
         presented = token_hash(token)
-        found = await self._sessions.read_counted(f"ses_{parts[1]}", presented) if parts else None
+        found = (
+            await self._sessions.read_counted(f"ses_{parts[1]}", reader="token", token_hash=presented)
+            if parts
+            else None
+        )
         if found is None:
             raise Unauthenticated
         session, reads = found
@@ -203,13 +207,16 @@ class Access:
             raise Unauthenticated
         if not hmac.compare_digest(session.token_hash, presented):
             raise Unauthenticated
+        return SessionCaller(session, self._quota(reads))
+
+    def _quota(self, reads: Reads) -> Quota:
         limit = self._reads_limit
         quota = Quota(limit, limit.most - reads.count, reads.seconds_left)
         if quota.left < 0:
             raise RateLimited(
                 policy=limit.policy, limit=limit.most, window=limit.window_seconds, retry_after=quota.reset_seconds
             )
-        return SessionCaller(session, quota)
+        return quota
 
     async def opener(self, knock: Knock) -> Opener:
         """Whoever may open sessions.
@@ -263,12 +270,10 @@ class Access:
             case SessionCaller():
                 return self.own_session(session_id, caller)
             case KeyCaller():
-                return await self.tenant_session(session_id, caller.key.tenant)
+                return await self.tenant_session(session_id, caller.key.tenant, reader=f"key:{caller.key.name}")
             case UserCaller():
-                session = await self.tenant_session(session_id, caller.tenant)
-                if session.subject != caller.subject:
-                    raise NotFound
-                return session
+                reader = f"user:{token_hash(caller.subject)}"
+                return await self.tenant_session(session_id, caller.tenant, reader=reader, subject=caller.subject)
             case ClientCaller():
                 raise Forbidden
 
@@ -285,15 +290,25 @@ class Access:
             raise SessionExpired
         return caller.session
 
-    async def tenant_session(self, session_id: str, tenant: str) -> SessionRecord:
-        """A session of a tenant.
+    async def tenant_session(
+        self, session_id: str, tenant: str, *, reader: str, subject: str | None = None
+    ) -> SessionRecord:
+        """A session of a tenant, or of one of its people; this read is counted for who reads.
 
         Raises:
-            NotFound: Unknown, or another tenant's.
+            NotFound: Unknown, or somebody else's.
+            RateLimited: It is asked for too often.
         """
-        session = await self._sessions.read(session_id) if SESSION_ID.fullmatch(session_id) else None
-        if session is None or session.tenant != tenant or self._is_forgotten(session):
+        known = SESSION_ID.fullmatch(session_id)
+        found = await self._sessions.read_counted(session_id, reader=reader) if known else None
+        if found is None:
             raise NotFound
+        session, reads = found
+        if session.tenant != tenant or self._is_forgotten(session):
+            raise NotFound
+        if subject is not None and session.subject != subject:
+            raise NotFound
+        self._quota(reads)  # last: what is somebody else's must never answer otherwise than what does not exist
         return session
 
     def _is_forgotten(self, session: SessionRecord) -> bool:

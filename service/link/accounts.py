@@ -11,6 +11,7 @@ import orjson
 from service.clock import Clock
 from service.errors import ServiceError, StoreUnavailable, UpstreamTimeout, ValidationRequired
 from service.link.flow import Event, State, move, state_of
+from service.link.limits import Doors
 from service.link.tasks import Tasks
 from service.link.token import TokenSource
 from service.stores.keys import Keys
@@ -47,6 +48,7 @@ class Accounts:
         client: UpstreamClient,
         tokens: TokenSource,
         sessions: SessionStore,
+        doors: Doors,
         keys: Keys,
         key_ring: KeyRing,
         tasks: Tasks,
@@ -55,6 +57,7 @@ class Accounts:
         self._client = client
         self._tokens = tokens
         self._sessions = sessions
+        self._doors = doors
         self._keys = keys
         self._key_ring = key_ring
         self._tasks = tasks
@@ -67,6 +70,7 @@ class Accounts:
         Raises:
             SessionClosed, SessionExpired: The person has left.
             ValidationRequired: None has succeeded yet.
+            RateLimited: They would have to be read (again) too often.
             ServiceError: The vendor failed while they were read (again).
         """
         state = state_of(session, self._clock.now())
@@ -119,6 +123,7 @@ class Accounts:
             raise UpstreamTimeout from error
 
     async def _read_and_keep(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
+        await self._doors.by_reading(session.id)
         wanted = account_ids[:MOST_UTILITY_ACCOUNTS]
         read: dict[str, bytes] = {}
         failed: ServiceError | None = None

@@ -17,11 +17,17 @@ DOOR_BY_ADDRESS: Final = Limit("address", 60, 60)
 DOOR_BY_CLIENT: Final = Limit("client", 600, 60)
 DOOR_BY_SUBJECT: Final = Limit("subject", 60, 60)
 DOOR_BY_KEY: Final = Limit("key", 6000, 60)
-ACCOUNT_WINDOW_SECONDS: Final = 900
+SIGN_INS_BY_CLIENT: Final = Limit("client-validations", 300, 60)
+"""Validations begun in the sessions that a page opened by itself: each costs the vendor a job and its polls."""
+
+READINGS_BY_SESSION: Final = Limit("vendor-reads", 10, 60)
+"""Times that a session may have its accounts read from the vendor anew."""
+
+ATTEMPTS_WINDOW_SECONDS: Final = 900
 
 
 class Doors:
-    """Counts those who want in, before anything is done for them. Raises `RateLimited`, or `StoreUnavailable`."""
+    """Counts what is asked for, before anything is done for it. Raises `RateLimited`, or `StoreUnavailable`."""
 
     def __init__(self, *, limits: LimitStore, tenant: str, refusals_per_minute: int) -> None:
         self._limits = limits
@@ -45,48 +51,86 @@ class Doors:
         """A host's server opens a session."""
         await self._limits.spend(DOOR_BY_KEY, f"{self._tenant}:{name}")
 
+    async def by_sign_in(self, client_id: str) -> None:
+        """Somebody signs in at a utility, in a session that a page opened by itself."""
+        await self._limits.spend(SIGN_INS_BY_CLIENT, client_id)
+
+    async def by_reading(self, session_id: str) -> None:
+        """A session wants its accounts read from the vendor, not from the store."""
+        await self._limits.spend(READINGS_BY_SESSION, session_id)
+
     async def refused(self, address: str) -> None:
         """Somebody presents a credential that is not good; guessing is slowed down by address."""
         await self._limits.spend(self._refusals, address)
 
 
 class Lockout:
-    """Keeps utilities from locking people's accounts: attempts per account, over all sessions and processes.
+    """Keeps utilities from locking people's accounts, and stolen passwords from being tried one after the other.
 
-    The account is known by a keyed hash alone, so that Redis cannot tell who it is; a success forgets the attempts.
+    Attempts are counted per account, and where nobody vouches for who tries, per address, over all sessions and
+    processes. Both are known by keyed hashes alone, so that Redis cannot tell who it is. A right password is forgotten.
     """
 
-    def __init__(self, *, limits: LimitStore, most: int, key: bytes, tenant: str) -> None:
+    def __init__(self, *, limits: LimitStore, by_account: int, by_address: int, key: bytes, tenant: str) -> None:
         self._limits = limits
-        self._limit = Limit("account", most, ACCOUNT_WINDOW_SECONDS)
+        self._by_account = Limit("account", by_account, ATTEMPTS_WINDOW_SECONDS)
+        self._by_address = Limit("address-attempts", by_address, ATTEMPTS_WINDOW_SECONDS)
         self._key = key
         self._tenant = tenant
 
-    def account(self, provider_id: str, username: SecretStr) -> str:
-        """What an account is counted by. Utilities take usernames in any case, and with blanks around."""
-        name = username.get_secret_value().strip().casefold()
-        message = f"{self._tenant}\0{provider_id}\0{name}".encode()
-        return hmac.new(self._key, message, hashlib.sha256).hexdigest()
+    def attempt(self, provider_id: str, username: SecretStr, *, address: str | None) -> str:
+        """What an attempt is counted by. Utilities take usernames in any case, and with blanks around.
 
-    async def spend(self, account: str) -> int:
-        """Count an attempt before it is made; how many are left after it.
+        Args:
+            provider_id: The utility.
+            username: As it was typed.
+            address: Where it comes from; None if a host's server or identity provider vouches for the person.
+        """
+        account = self._hash(provider_id, username.get_secret_value().strip().casefold())
+        return account if address is None else f"{account} {self._hash('address', address)}"
+
+    def _hash(self, *parts: str) -> str:
+        return hmac.new(self._key, "\0".join([self._tenant, *parts]).encode(), hashlib.sha256).hexdigest()
+
+    async def spend(self, attempt: str) -> int:
+        """Count an attempt before it is made; how many its account has left after it.
 
         Raises:
-            TooManyAttempts: None was left.
+            TooManyAttempts: None was left; then nothing is counted.
         """
-        quota = await self._limits.count(self._limit, account)
-        if quota.left < 0:
-            most, window = self._limit.most, self._limit.window_seconds
-            raise TooManyAttempts(policy="account", limit=most, window=window, retry_after=quota.reset_seconds)
-        return quota.left
+        account, _, address = attempt.partition(" ")
+        if address:
+            await self._spend(self._by_address, address)
+        try:
+            return await self._spend(self._by_account, account)
+        except TooManyAttempts:
+            if address:
+                await self._limits.count(self._by_address, address, how_many=-1)
+            raise
 
-    async def give_back(self, account: str) -> None:
+    async def _spend(self, limit: Limit, who: str) -> int:
+        quota = await self._limits.count(limit, who)
+        if quota.left >= 0:
+            return quota.left
+        # Tries at the same time, of which one is let in, must not use up the share.
+        await self._limits.count(limit, who, how_many=-1)
+        raise TooManyAttempts(
+            policy=limit.policy, limit=limit.most, window=limit.window_seconds, retry_after=quota.reset_seconds
+        )
+
+    async def give_back(self, attempt: str) -> None:
         """Nothing was sent for an attempt that was counted."""
-        await self._limits.count(self._limit, account, how_many=-1)
+        account, _, address = attempt.partition(" ")
+        await self._limits.count(self._by_account, account, how_many=-1)
+        if address:
+            await self._limits.count(self._by_address, address, how_many=-1)
 
-    async def forget(self, account: str) -> None:
+    async def forget(self, attempt: str) -> None:
         """The password was right."""
-        await self._limits.forget(self._limit, account)
+        account, _, address = attempt.partition(" ")
+        await self._limits.forget(self._by_account, account)
+        if address:
+            await self._limits.count(self._by_address, address, how_many=-1)
 
 
 def _short(text: str) -> str:

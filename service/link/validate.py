@@ -27,7 +27,7 @@ from service.errors import (
 )
 from service.link.changes import Changes
 from service.link.flow import require_open
-from service.link.limits import Lockout
+from service.link.limits import Doors, Lockout
 from service.link.providers import Providers
 from service.link.token import TokenSource
 from service.link.watch import Watchers
@@ -90,6 +90,7 @@ class Validations:
         sessions: SessionStore,
         watchers: Watchers,
         lockout: Lockout,
+        doors: Doors,
         changes: Changes,
         clock: Clock,
         limits: TimeLimits,
@@ -101,6 +102,7 @@ class Validations:
         self._sessions = sessions
         self._watchers = watchers
         self._lockout = lockout
+        self._doors = doors
         self._changes = changes
         self._clock = clock
         self._limits = limits
@@ -114,16 +116,23 @@ class Validations:
         return self._table.rule(await self._providers.find(provider_id)).sign_in == "oauth"
 
     async def start(
-        self, session: SessionRecord, provider_id: str, credentials: Credentials | None
+        self, session: SessionRecord, provider_id: str, credentials: Credentials | None, *, address: str
     ) -> ValidationRecord:
         """Start a validation; returns once the vendor has taken it on, or it has failed.
+
+        Args:
+            session: Where it belongs.
+            provider_id: Where the person signs in.
+            credentials: None if the provider asks for them itself.
+            address: Where the request comes from.
 
         Raises:
             SessionClosed, SessionExpired, AlreadyInProgress: The session is not open, or this provider has one pending.
             NotFound: No such provider.
             InvalidRequest: The credentials do not fit the provider's way to sign in.
             OutcomeUnknown: What the session has linked is unknown.
-            TooManyAttempts: The session, or the account at the utility, has had its share.
+            TooManyAttempts: The session, the account at the utility, or the address has had its share.
+            RateLimited: The page has.
             ServiceError: Nothing was sent, since Redis, the provider list or a token was not to be had; no attempt is
                 counted.
         """
@@ -131,8 +140,10 @@ class Validations:
         company = await self._providers.find(provider_id)
         self._check(company, credentials)
         await self._tokens.get()  # before anything is counted: without one, no credentials can be tried
-        account = self._lockout.account(provider_id, credentials.username) if credentials else ""
-        left = await self._spend(account) if account else 0
+        if session.client is not None:
+            await self._doors.by_sign_in(session.client)
+        account = self._counted_by(session, provider_id, credentials, address) if credentials else ""
+        left = await self._lockout.spend(account) if account else 0
         job = Job(session.id, f"val_{secrets.token_hex(12)}")
         await self._watchers.claim(job)
         # Should Redis fail here, the claim stays: the validation may be written down, and must not stay pending.
@@ -148,13 +159,10 @@ class Validations:
                 await asyncio.shield(begun)
         return await self.find(session.id, job.validation_id)
 
-    async def _spend(self, account: str) -> int:
-        try:
-            return await self._lockout.spend(account)
-        except TooManyAttempts:
-            # It was not made: tries at the same time, of which one is let in, must not use up the account's share.
-            await self._lockout.give_back(account)
-            raise
+    def _counted_by(self, session: SessionRecord, provider_id: str, credentials: Credentials, address: str) -> str:
+        # A host's server may well stand between all of its people and this service.
+        stranger = address if session.client is not None else None
+        return self._lockout.attempt(provider_id, credentials.username, address=stranger)
 
     def _check(self, company: Company, credentials: Credentials | None) -> None:
         if self._table.rule(company).sign_in == "password":

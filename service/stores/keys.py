@@ -21,9 +21,9 @@ class Keys:
         """A session's hash."""
         return f"{self.prefix}:{{s:{session_id}}}"
 
-    def session_reads(self, session_id: str) -> str:
-        """How often a session was read in the current window."""
-        return f"{self.prefix}:{{s:{session_id}}}:reads"
+    def session_reads(self, session_id: str, reader: str) -> str:
+        """How often somebody read a session in the current window."""
+        return f"{self.prefix}:{{s:{session_id}}}:reads:{reader}"
 
     def session_streams(self, session_id: str) -> str:
         """Who holds a stream of a session's events open, sorted by the end of the hold."""

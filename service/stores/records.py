@@ -162,6 +162,12 @@ class SessionRecord:
     sealed_accounts: Mapping[str, str] = field(repr=False)
 
     @property
+    def client(self) -> str | None:
+        """The page that opened it by itself; None if a host's server or identity provider vouches for the person."""
+        kind, _, name = self.owner.partition(":")
+        return name if kind == "client" else None
+
+    @property
     def events(self) -> Sequence[EventRecord]:
         """All changes in order; read only where they are wanted, since every request reads its session."""
         return sorted((_event(*each) for each in self.written_events.items()), key=lambda event: event.number)

@@ -141,9 +141,18 @@ class SessionStore:
         fields = await self._store.hash(self._keys.session(session_id))
         return _record(session_id, fields) if fields else None
 
-    async def read_counted(self, session_id: str, token_hash: str) -> tuple[SessionRecord, Reads] | None:
-        """A session as it is now, this read counted if the token is its own: nobody uses up another's reads."""
-        keys = [self._keys.session(session_id), self._keys.session_reads(session_id)]
+    async def read_counted(
+        self, session_id: str, *, reader: str, token_hash: str = ""
+    ) -> tuple[SessionRecord, Reads] | None:
+        """A session as it is now, this read counted for its reader.
+
+        Args:
+            session_id: Which.
+            reader: Who reads.
+            token_hash: Of a token that is presented for it: only one that is its own counts, so that nobody uses up
+                another's reads.
+        """
+        keys = [self._keys.session(session_id), self._keys.session_reads(session_id, reader)]
         answer = await self._store.run("session_read", keys=keys, args=[READ_WINDOW_SECONDS * 1000, token_hash])
         if not answer:
             return None

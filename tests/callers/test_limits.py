@@ -162,6 +162,39 @@ async def test_servers_are_told_no_quota_of_a_session(site: Replica) -> None:
     assert "ratelimit" not in (await walk.show(by_server=True)).headers
 
 
+async def test_servers_and_users_have_shares_of_their_own_in_reading_a_session(
+    sites: list[Replica], provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for site in sites:
+        monkeypatch.setattr(site.app.state.steps.access, "_reads_limit", Limit("session", 3, 60))
+    walk = await sites[0].walk().open(subject="person-1")
+    user = {"Authorization": f"Bearer {provider.token('person-1')}"}
+    stranger = {"Authorization": f"Bearer {provider.token('person-2')}"}
+
+    async def statuses(headers: dict[str, str]) -> list[int]:
+        return [(await sites[each % 2].client.get(walk.path, headers=headers)).status_code for each in range(4)]
+
+    assert await statuses(stranger) == [404] * 4  # as for a session that does not exist
+    for reader in (walk.server_headers, user, walk.headers):
+        assert await statuses(reader) == [200, 200, 200, 429]
+    refused = await sites[0].client.post(f"{walk.path}/tokens", headers=walk.server_headers)
+    assert (refused.status_code, refused.headers["ratelimit-policy"]) == (429, '"session";q=3;w=60')
+
+
+async def test_a_session_has_its_accounts_read_anew_so_often(
+    site: Replica, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (figures.READINGS_BY_SESSION.most, figures.READINGS_BY_SESSION.window_seconds) == (10, 60)
+    monkeypatch.setattr(figures, "READINGS_BY_SESSION", Limit("vendor-reads", 2, 60))
+    walk = site.walk()
+    await walk.ready("user_quick")
+    upstream.world.calls.clear()
+    statuses = [(await walk.accounts(**{"Cache-Control": "no-cache"})).status_code for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    assert len(upstream.world.calls.all("account")) == 2
+    assert (await walk.accounts()).status_code == 200
+
+
 async def test_a_session_has_its_share_over_both_apis(site: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site.app.state.steps.access, "_reads_limit", Limit("session", 2, 60))
     walk = await site.walk().open()

@@ -1,14 +1,19 @@
 """Utilities lock accounts after wrong passwords, so attempts are counted per account, wherever they are made."""
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
 
+from service.link import limits as figures
 from service.sandbox.server import SandboxServer
-from tests.callers.pages import HOST, PAGE, page_headers
-from tests.conftest import Replica
+from service.settings import Settings
+from service.stores.limits import Limit
+from tests.callers.pages import CLIENTS, HOST, PAGE, open_by_page, page_headers
+from tests.conftest import Replica, make_settings, running_replica
 from tests.walk import APS, PGE, SRP, sign_in
 
 WRONG = "pass_wrong"
@@ -57,6 +62,84 @@ async def test_a_success_forgets_the_attempts(replica: Replica) -> None:
     assert [left(await attempt(replica, "user_quick")) for _ in range(4)] == [4, 3, 2, 1]
     assert (await attempt(replica, "user_quick", "pass_good")).json()["validation"]["state"] == "succeeded"
     assert left(await attempt(replica, "user_quick")) == 4
+
+
+async def by_stranger(site: Replica, username: str, password: str = WRONG, **changes: str) -> httpx.Response:
+    """In a session that a page has opened by itself."""
+    session = (await open_by_page(site)).json()["session"]
+    headers = page_headers(session["token"]) | {"Prefer": "wait=5"} | changes
+    body = {"providerId": APS, "username": username, "password": password}
+    return await site.client.post(f"/v1/sessions/{session['id']}/validations", headers=headers, json=body)
+
+
+@pytest.fixture
+async def doorstep(valkey: str, upstream: SandboxServer, prefix: str) -> AsyncIterator[list[Replica]]:
+    """Two instances behind a proxy, from each address three wrong passwords."""
+    settings = make_settings(
+        valkey,
+        upstream.url,
+        prefix,
+        clients=CLIENTS,
+        address_attempts=3,
+        trusted_proxies=frozenset({"127.0.0.1"}),
+    )
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(running_replica(settings)) for _ in range(2)]
+
+
+HERE = {"X-Forwarded-For": "203.0.113.7"}
+THERE = {"X-Forwarded-For": "203.0.113.8"}
+
+
+async def test_stolen_passwords_cannot_be_tried_one_account_after_the_other(
+    doorstep: list[Replica], upstream: SandboxServer
+) -> None:
+    assert Settings.model_fields["address_attempts"].default == 30
+    tried = [await by_stranger(doorstep[each % 2], f"person-{each}", **HERE) for each in range(3)]
+    assert [left(each) for each in tried] == [4, 4, 4]
+    refused = await by_stranger(doorstep[0], "person-3", **HERE)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_attempts")
+    assert refused.json()["displayMessage"]
+    assert refused.headers["ratelimit-policy"] == '"address-attempts";q=3;w=900'
+    assert 1 <= int(refused.headers["retry-after"]) <= 900
+    assert len(upstream.world.calls.all("jobs")) == 3
+    # Nor did the refused try cost the account any of its own.
+    assert left(await by_stranger(doorstep[0], "person-3", **THERE)) == 4
+
+
+async def test_right_passwords_are_not_held_against_an_address(doorstep: list[Replica]) -> None:
+    for _ in range(5):
+        assert (await by_stranger(doorstep[0], "user_quick", "pass_good", **HERE)).json()["status"] == "OM200"
+    assert left(await by_stranger(doorstep[0], "person", **HERE)) == 4
+
+
+async def test_tries_that_an_account_has_no_room_for_are_not_held_against_an_address(doorstep: list[Replica]) -> None:
+    for _ in range(5):
+        left(await attempt(doorstep[0], "person"))
+    for _ in range(4):
+        refused = await by_stranger(doorstep[0], "person", **HERE)
+        assert refused.headers["ratelimit-policy"] == '"account";q=5;w=900'
+    assert left(await by_stranger(doorstep[0], "person-2", **HERE)) == 4
+
+
+async def test_a_server_vouches_for_its_people_wherever_they_come_from(doorstep: list[Replica]) -> None:
+    tried = [await attempt(doorstep[0], f"person-{each}") for each in range(5)]
+    assert [left(each) for each in tried] == [4] * 5
+
+
+async def test_a_page_begins_so_many_validations_whatever_the_address(
+    doorstep: list[Replica], upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (figures.SIGN_INS_BY_CLIENT.most, figures.SIGN_INS_BY_CLIENT.window_seconds) == (300, 60)
+    monkeypatch.setattr(figures, "SIGN_INS_BY_CLIENT", Limit("client-validations", 4, 60))
+    statuses = [
+        (await by_stranger(doorstep[each % 2], "user_quick", "pass_good", **{"X-Forwarded-For": f"203.0.113.{each}"}))
+        for each in range(5)
+    ]
+    assert [each.status_code for each in statuses] == [201, 201, 201, 201, 429]
+    assert statuses[-1].json()["code"] == "rate_limited"
+    assert len(upstream.world.calls.all("jobs")) == 4
+    assert (await attempt(doorstep[0], "user_quick", "pass_good")).status_code == 201
 
 
 async def test_a_success_tells_no_attempts(replica: Replica) -> None:

@@ -156,16 +156,17 @@ async def test_what_a_browser_began_before_another_took_over_does_not_reach_its_
     await first.validate()
     ids = await first.account_ids()
     steps = replica.app.state.steps
-    stale = await steps.access.tenant_session(page.session["id"], steps.hosted._tenant)
+    stale = await steps.hosted._sessions.read(page.session["id"])
     second, _ = await page.first()
+    credentials = Credentials(SecretStr("user_good"), SecretStr("pass_good"))
     with pytest.raises(NotFound):
-        await steps.validations.start(stale, APS, Credentials(SecretStr("user_good"), SecretStr("pass_good")))
+        await steps.validations.start(stale, APS, credentials, address="203.0.113.7")
     with pytest.raises(NotFound):
         await steps.attach.link(stale, Choice(ids, (), None))
     with pytest.raises(NotFound):
         await steps.sessions.close(stale)
     await steps.hosted._sessions.put_accounts(stale, {"a": "sealed"})
-    now = await steps.access.tenant_session(page.session["id"], steps.hosted._tenant)
+    now = await steps.hosted._sessions.read(page.session["id"])
     assert (now.state, now.validations, now.intents, now.sealed_accounts) == ("open", [], [], {})
     assert (await second.show()).json()["session"]["state"] == "open"
 

@@ -6,6 +6,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.middleware import HEADERS
+
 __all__ = ["ApiCors"]
 
 _PATHS: Final = ("/v1/", "/api/")
@@ -54,8 +56,22 @@ class ApiCors:
         """Only the APIs are for other origins; pages and operations are not."""
         if scope["type"] != "http" or not scope["path"].startswith(_PATHS):
             return await self._app(scope, receive, send)
+        if scope["method"] == "OPTIONS":
+            send = _kept_in(send)
         from_page = any(name == b"origin" for name, _ in scope["headers"])
         return await (self._cors if from_page else self._app)(scope, receive, _varied(send))
+
+
+def _kept_in(send: Send) -> Send:
+    """Preflights are answered out here, where nobody else gives answers the headers that all have."""
+
+    async def send_kept_in(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            given = {name for name, _ in message["headers"]}
+            message["headers"] += [header for header in HEADERS if header[0] not in given]
+        await send(message)
+
+    return send_kept_in
 
 
 def _varied(send: Send) -> Send:

@@ -15,7 +15,7 @@ from service.api.envelope import failure, quota_headers
 from service.errors import InternalError, NotAcceptable, ShuttingDown
 from service.telemetry import answered, log
 
-__all__ = ["Around"]
+__all__ = ["HEADERS", "Around"]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _JSON: Final = ("application/json", "application/*", "*/*")
@@ -25,7 +25,7 @@ _NUMBERS: Final = itertools.count()
 _PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked every few seconds by machines; their log lines would bury all others."""
 
-_HEADERS: Final = (
+HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
@@ -59,7 +59,7 @@ class Around:
                 status = message["status"]
                 raw = message["headers"]
                 given = {name for name, _ in raw}
-                raw += [header for header in _HEADERS if header[0] not in given]
+                raw += [header for header in HEADERS if header[0] not in given]
                 raw.append((b"x-request-id", request_id.encode()))
                 quota = scope["state"].get("quota")
                 if quota is not None and b"ratelimit" not in given:

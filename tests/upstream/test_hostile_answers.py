@@ -2,12 +2,15 @@
 
 import asyncio
 import gzip
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import httpx
+import orjson
 import pytest
+from redis.asyncio import Redis
 
 from service.errors import UpstreamMalformed
 from service.link import limits
@@ -256,6 +259,58 @@ async def test_the_good_part_of_an_account_is_served(vendor: RawVendor, replica:
     assert found["good"].get("meterNumber") is None
     assert found["odd"]["address"] is None
     assert "canary" not in answer.text
+
+
+EXTRA: Final = {"ssn": "canary", "raw_password": "canary", "internal_note": {"canary": ["canary"]}}
+HEADER: Final = ("X-Internal: canary", "Set-Cookie: canary=canary")
+
+
+async def test_only_listed_fields_come_out(
+    vendor: RawVendor, replica: Replica, valkey: str, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(status: int, content: object) -> bytes:
+        return raw(status, orjson.dumps(content), *HEADER)
+
+    vendor.says |= {
+        "token": said(200, {"id": "acc", "token": "tok", **EXTRA}),
+        "companies": said(200, [{"id": "c1", "name": "One", "url": "https://one.example", **EXTRA}]),
+        "jobs": said(201, {"id": "job1", "status": "new", **EXTRA}),
+        "job": said(200, {"status": "success", "response": {"accountId": "ua1", **EXTRA}, **EXTRA}),
+        "account": said(
+            200,
+            {
+                "id": "ua1",
+                "name": "Me",
+                "serviceAccounts": [{"id": "sa1", "address": {"street": "1 Main", **EXTRA}, **EXTRA}],
+                **EXTRA,
+            },
+        ),
+        "batch": said(201, {"id": "sa1", **EXTRA}),
+    }
+    caplog.set_level(logging.DEBUG)
+    walk, _ = await validated(replica)
+    session = await replica.app.state.steps.access._sessions.read(walk.id)
+    answers = [
+        await replica.client.get("/v1/providers", headers=HEADERS),
+        await replica.client.get("/api/utility-companies", headers=walk.headers),
+        await replica.client.get(f"/api/jobs/{session.validations[0].job_id}", headers=walk.headers),
+        await replica.client.get("/api/utility-user-account/ua1", headers=walk.headers),
+        await walk.accounts(**{"Cache-Control": "no-cache"}),
+        await walk.link(["sa1"]),
+        await walk.show(),
+        await walk.show(by_server=True),
+        await replica.client.get(f"{walk.path}/events", headers=walk.headers),
+        await replica.client.get("/metrics"),
+    ]
+    assert vendor.count("batch") == 1
+    for answer in answers:
+        assert answer.is_success, answer.text
+        assert "canary" not in f"{answer.headers.raw!r} {answer.text}", answer.request.url.path
+    async with Redis.from_url(valkey) as redis:
+        stored = [await redis.dump(key) async for key in redis.scan_iter(f"{prefix}:*")]
+    assert len(stored) >= 5
+    assert not any(b"canary" in (each or b"") for each in stored)
+    assert "canary" not in caplog.text
 
 
 async def test_many_accounts_are_read_side_by_side(vendor: RawVendor, replica: Replica) -> None:

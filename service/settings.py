@@ -262,13 +262,14 @@ class Settings(BaseSettings):
                 faults.append(f"{PREFIX}ENCRYPTION_KEYS is required with {PREFIX}REDIS_URL; `omniconnect-bff keys new`")
             if self.data_dir is not None:
                 faults.append(f"{PREFIX}DATA_DIR is for the embedded store, {PREFIX}REDIS_URL for another: set one")
-        for name, key in self.encryption_keys.items():
+        for place, key in enumerate(self.encryption_keys.values(), start=1):
             try:
                 size = len(base64.b64decode(key.get_secret_value(), validate=True))
             except (binascii.Error, ValueError):
                 size = 0
             if size != _AES_256_BYTES:
-                faults.append(f"{PREFIX}ENCRYPTION_KEYS: the key {name} is not base64 of 32 bytes")
+                # Not by its name: whoever swaps the two has written the key there.
+                faults.append(f"{PREFIX}ENCRYPTION_KEYS: key {place} is not base64 of 32 bytes")
         return faults
 
     def _address_faults(self) -> list[str]:

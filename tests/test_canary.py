@@ -4,26 +4,33 @@ import asyncio
 import base64
 import binascii
 import gc
+import hashlib
+import json
 import logging
 import re
+import traceback
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, quote_plus
 
 import httpx
 import pytest
 import structlog
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from typing_extensions import override
 
+from service.doctor import examine
 from service.sandbox.server import SandboxServer
-from service.settings import SANDBOX_API_KEY, SANDBOX_SECRET, Settings
+from service.settings import SANDBOX_API_KEY, SANDBOX_SECRET, Settings, SettingsError, load_settings
 from service.stores.embedded import EmbeddedStore
 from service.telemetry import configure_logs
 from service.upstream.transport import TransportLimits
-from service.wiring import Timing
+from service.wiring import Timing, wire
 from tests.conftest import Replica, make_settings, running_replica
 from tests.faults.redis_line import RedisLine
 from tests.plain import NO_TLS
@@ -41,9 +48,15 @@ _ENCODED: Final = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
 
 @dataclass
 class Finds:
-    """Everything that came out of the service, with where it came out, and what must not be in it."""
+    """Everything that came out of the service, with where it came out, and what must not be in it.
+
+    Attributes:
+        canaries: What must not be found, in no way of writing it.
+        guessable: What people made up: not even a hash of it may be found, since a hash can be guessed.
+    """
 
     canaries: dict[str, str] = field(default_factory=dict)
+    guessable: dict[str, str] = field(default_factory=dict)
     texts: list[tuple[str, bytes]] = field(default_factory=list)
     session_tokens: dict[str, str] = field(default_factory=dict)
 
@@ -51,11 +64,36 @@ class Finds:
         self.texts.append((where, text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text))
 
     def hits(self) -> list[str]:
-        found = []
+        wheres: dict[bytes, set[str]] = {}
         for where, text in self.texts:
-            for form in _unwrapped(text):
-                found += [f"{what} in {where}" for what, canary in self.canaries.items() if canary.encode() in form]
-        return sorted(set(found))
+            wheres.setdefault(text, set()).add(where)
+        forms = {text: b"\0\0".join(_unwrapped(text)) for text in wheres}
+        everything = b"\0\0".join(forms.values())
+        written = [(what, way) for what, canary in self.canaries.items() for way in _ways_to_write(canary)]
+        written += [(what, way) for what, canary in self.guessable.items() for way in _ways_to_write(canary)]
+        written += [(f"a hash of {what}", way) for what, each in self.guessable.items() for way in _hashes(each)]
+        found = [(what, way) for what, way in written if way in everything]
+        return sorted(
+            {f"{what} in {where}" for what, way in found for t in forms if way in forms[t] for where in wheres[t]}
+        )
+
+
+def _ways_to_write(text: str) -> set[bytes]:
+    """As it is, as JSON and URLs have it, in hex, and in Base64 at each of its three offsets."""
+    plain = text.encode()
+    ways = {plain, json.dumps(text)[1:-1].encode(), quote(text, safe="").encode(), quote_plus(text).encode()}
+    ways |= {plain.hex().encode(), plain.hex().upper().encode(), repr(plain)[2:-1].encode()}
+    for offset in range(3):
+        whole = base64.b64encode(b"\0" * offset + plain)
+        # Only the digits that depend on nothing before and after it.
+        digits = whole[-(-offset * 8 // 6) : (offset + len(plain)) * 8 // 6]
+        ways |= {digits, digits.translate(bytes.maketrans(b"+/", b"-_"))}
+    return ways
+
+
+def _hashes(text: str) -> set[bytes]:
+    digests = [hashlib.new(name, text.encode()).digest() for name in ("md5", "sha1", "sha256", "sha512")]
+    return {way for each in digests for way in (each, each.hex().encode(), base64.b64encode(each).rstrip(b"="))}
 
 
 def _unwrapped(text: bytes) -> Iterator[bytes]:
@@ -113,8 +151,8 @@ def capture(finds: Finds) -> Iterator[_Capture]:
 
 
 @pytest.fixture
-async def line() -> AsyncIterator[RedisLine]:
-    with EmbeddedStore() as store:
+async def line(tmp_path: Path) -> AsyncIterator[RedisLine]:
+    with EmbeddedStore(tmp_path) as store:
         async with RedisLine(store.url) as running:
             yield running
 
@@ -247,6 +285,35 @@ async def drive_faults(replica: Replica, upstream: SandboxServer) -> None:
     faults.clear()
 
 
+async def drive_bugs(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exceptions that nobody expects, with all that is secret in their texts, their causes and their frames."""
+
+    async def broken(*given: Any, **named: Any) -> None:
+        raise RuntimeError(f"{given!r} {named!r} {PASSWORD} {SANDBOX_API_KEY}") from ValueError(SANDBOX_SECRET)
+
+    steps = replica.app.state.steps
+    for part, name in ((steps.validations._client, "create_job"), (steps.validations, "start")):
+        with monkeypatch.context() as patch:
+            walk = await replica.walk().open()
+            patch.setattr(part, name, broken)
+            await walk.validate("user_quick", wait=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.sessions._tokens, "get", broken)
+        answer = await replica.client.post("/v1/sessions", headers=replica.walk().server_headers, json={})
+    assert answer.json()["code"] == "internal_error"
+
+
+async def examined(settings: Settings) -> str:
+    return " ".join([repr(each) async for each in examine(settings)])
+
+
+def files_of(home: Path) -> list[tuple[str, bytes]]:
+    """What Redis has written: commands as they came, and a snapshot."""
+    files = [each for each in home.rglob("*") if each.is_file()]
+    assert {".rdb", ".aof"} <= {each.suffix for each in files}
+    return [(f"redis file {each.name}", each.read_bytes()) for each in files]
+
+
 async def drive_outage(replica: Replica, line: RedisLine) -> None:
     walk = await replica.walk().open()
     line.trouble = "black_hole"
@@ -280,8 +347,15 @@ def reprs() -> Iterator[tuple[str, str]]:
                 yield f"fields of {module}.{kind.__qualname__}", repr(getattr(each, "__dict__", ""))
 
 
-async def test_nothing_secret_is_found_anywhere(
-    replica: Replica, line: RedisLine, upstream: SandboxServer, finds: Finds, capture: _Capture
+async def test_nothing_secret_is_found_anywhere(  # noqa: PLR0917 -- fixtures
+    replica: Replica,
+    line: RedisLine,
+    upstream: SandboxServer,
+    finds: Finds,
+    capture: _Capture,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with Redis.from_url(f"unix://{line._target}") as direct, direct.monitor() as monitor:
 
@@ -294,11 +368,16 @@ async def test_nothing_secret_is_found_anywhere(
         await drive_refused(replica)
         finds.texts += await dump(direct)
         await drive_faults(replica, upstream)
+        await drive_bugs(replica, monkeypatch)
         await drive_outage(replica, line)
+        finds.add("doctor", await examined(settings))
         await replica.client.get("/metrics")
         await replica.client.get("/readyz")
         await replica.client.get("/openapi.json")
         finds.texts += await dump(direct)
+        await direct.config_set("rdbcompression", "no")
+        await direct.save()
+        finds.texts += files_of(tmp_path)
         commands = len([where for where, _ in finds.texts if where == "redis command"])
         await direct.set("last", "word")
         await eventually(lambda: any(b"last" in text for where, text in finds.texts if where == "redis command"))
@@ -323,15 +402,57 @@ async def test_nothing_secret_is_found_anywhere(
     finds.canaries = {
         "the secret": SANDBOX_SECRET,
         "the API key": SANDBOX_API_KEY,
-        "the password": PASSWORD,
         **finds.session_tokens,
         **{f"upstream token {number}": bearer for number, bearer in enumerate(bearers)},
         **{f"signature of upstream token {number}": each.rpartition(".")[2] for number, each in enumerate(bearers)},
+    }
+    finds.guessable = {
+        "the password": PASSWORD,
         **{user: user for user in USERS},
         **dict(zip(("rejected user", "rejected password"), REJECTED, strict=True)),
         **dict(zip(("malformed user", "malformed password"), MALFORMED, strict=True)),
     }
     assert finds.hits() == []
+
+
+REDIS_PASSWORD: Final = "canary-redis-password"
+PROXY_PASSWORD: Final = "canary-proxy-password"
+
+
+async def test_settings_and_their_examination_show_no_secret(upstream: SandboxServer, prefix: str) -> None:
+    encryption_key = base64.b64encode(b"canary of thirty-two bytes, yes.").decode()
+    settings = make_settings(
+        f"redis://canary-user:{REDIS_PASSWORD}@127.0.0.1:1/0",
+        upstream.url,
+        prefix,
+        upstream_proxy=SecretStr(f"http://proxy-user:{PROXY_PASSWORD}@127.0.0.1:1"),
+        encryption_keys={"main": SecretStr(encryption_key)},
+    )
+    finds = Finds()
+    finds.add("settings", f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}")
+    finds.add("doctor", await examined(settings))
+    finds.add("process", repr(vars(wire(settings))))
+    finds.canaries = {
+        "the secret": SANDBOX_SECRET,
+        "the encryption key": encryption_key,
+        "the password of Redis": REDIS_PASSWORD,
+        "the password of the proxy": PROXY_PASSWORD,
+    }
+    assert "cannot be reached" in str(finds.texts)
+    assert finds.hits() == []
+
+
+@pytest.mark.parametrize(
+    "value", ["hunter2", "hunter2://a:hunter2@hunter2", '{"hunter2": ["hunter2"]}', "hunter2:hunter2"]
+)
+def test_faults_of_settings_show_no_value(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"OMNICONNECT_{name.upper()}", value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    told = "".join(traceback.format_exception(caught.value))
+    assert len(caught.value.faults) > 10
+    assert "hunter2" not in f"{told} {caught.value!r} {caught.value.faults}"
 
 
 def test_the_search_finds_what_is_hidden() -> None:
@@ -342,7 +463,13 @@ def test_the_search_finds_what_is_hidden() -> None:
     finds.add("urlsafe", b"k=" + base64.urlsafe_b64encode(hidden).rstrip(b"="))
     finds.add("packed", zlib.compress(hidden))
     finds.add("packed base64", base64.b64encode(zlib.compress(hidden)))
-    assert len(finds.hits()) == 5
+    finds.add("percent", quote("canary-pässwörd"))
+    finds.add("hex", hidden.hex())
+    finds.add("JSON", json.dumps("canary-pässwörd"))
+    finds.add("Base64 in the middle of more", base64.b64encode(b"xx" + hidden))
+    finds.guessable = {"it": "canary-pässwörd"}
+    finds.add("hash", f"sha256:{hashlib.sha256('canary-pässwörd'.encode()).hexdigest()}")
+    assert len(finds.hits()) == len(finds.texts)
 
 
 async def test_log_lines_of_libraries_show_no_values(capsys: pytest.CaptureFixture[str]) -> None:

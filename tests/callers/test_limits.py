@@ -3,17 +3,24 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
 from service.api.address import client_address
 from service.link import limits as figures
+from service.link.events import MOST_STREAMS
+from service.link.limits import ATTEMPTS_WINDOW_SECONDS
+from service.link.validate import MOST_PASSWORDS, MOST_PENDING, MOST_VALIDATIONS
 from service.sandbox.server import SandboxServer
-from service.settings import SANDBOX_API_KEY
+from service.settings import SANDBOX_API_KEY, Settings
 from service.stores.limits import Limit
 from tests.callers.pages import CLIENTS, HOST, OTHER_HOST, open_by_page, page_headers
 from tests.callers.provider import AUDIENCE, ISSUER, Provider, new_ec, running_provider
 from tests.conftest import Replica, make_settings, running_replica
+
+DOORS = [figures.DOOR_BY_ADDRESS, figures.DOOR_BY_CLIENT, figures.DOOR_BY_SUBJECT, figures.DOOR_BY_KEY]
+"""As they are shipped; most tests here make do with less."""
 
 KEY = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
 
@@ -143,6 +150,23 @@ def test_what_an_address_is_counted_by(host: str, counted: str) -> None:
 
 def test_a_unix_socket_has_no_address() -> None:
     assert client_address({"type": "http", "client": None}) == "unknown"
+
+
+def test_the_figures_are_those_that_the_readme_tells() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^  \| [a-z][^|]* \| (.*\d.*) \|$", readme, re.MULTILINE)
+    told = [[int(each.replace(",", "")) for each in re.findall(r"\d[\d,]*\d|\d", row)] for row in rows]
+    default = {name: field.default for name, field in Settings.model_fields.items()}
+    assert {each.window_seconds for each in DOORS} == {60}
+    assert told == [
+        [60, 6, 64, 600, 60, 6000],
+        [default["refusals_per_minute"]],
+        [default["account_attempts"], ATTEMPTS_WINDOW_SECONDS // 60, MOST_PASSWORDS],
+        [default["address_attempts"], ATTEMPTS_WINDOW_SECONDS // 60],
+        [figures.SIGN_INS_BY_CLIENT.most, MOST_PENDING, MOST_VALIDATIONS, figures.READINGS_BY_SESSION.most],
+        [default["session_reads"], MOST_STREAMS],
+    ]
+    assert [each.most for each in DOORS] == [60, 600, 60, 6000]
 
 
 async def test_session_routes_tell_what_is_left(site: Replica) -> None:

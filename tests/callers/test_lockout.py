@@ -157,6 +157,17 @@ async def test_oauth_never_counts(replica: Replica) -> None:
         assert "attemptsLeft" not in denied
 
 
+async def test_a_session_begins_twenty_validations_however_they_end(replica: Replica, upstream: SandboxServer) -> None:
+    walk = await replica.walk().open()
+    for _ in range(20):
+        begun = (await walk.validate(None, provider=PGE, wait=None)).json()["validation"]
+        await replica.client.delete(f"{walk.path}/validations/{begun['id']}", headers=walk.headers)
+    refused = await walk.validate(None, provider=PGE, wait=None)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_attempts")
+    assert refused.headers["ratelimit-policy"].startswith('"validations";q=20;')
+    assert len(upstream.world.calls.all("jobs")) == 20
+
+
 async def test_what_was_not_sent_is_not_counted(replica: Replica) -> None:
     walk = await replica.walk().open()
     await walk.validate("user_never", wait=None)

@@ -23,10 +23,7 @@ from service.stores.limits import Limit
 from tests.callers.pages import CLIENTS, HOST, OTHER_HOST, PAGE, page_headers
 from tests.callers.provider import AUDIENCE, ISSUER, Provider, new_ec, running_provider
 from tests.conftest import Replica, make_settings, running_replica
-from tests.shared import lasting, shared, vendor
 from tests.walk import APS, PASSWORD, SRP
-
-__all__ = ["lasting", "shared", "vendor"]
 
 PLENTY: Final = 1_000_000
 

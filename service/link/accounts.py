@@ -123,8 +123,9 @@ class Accounts:
             raise UpstreamTimeout from error
 
     async def _read_and_keep(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
-        await self._doors.by_reading(session.id)
         wanted = account_ids[:MOST_UTILITY_ACCOUNTS]
+        if len(wanted) > 1:
+            await self._doors.by_reading(session.id, len(wanted))
         read: dict[str, bytes] = {}
         failed: ServiceError | None = None
         for account_id, each in zip(wanted, await self._read_all(wanted), strict=True):

@@ -20,8 +20,8 @@ DOOR_BY_KEY: Final = Limit("key", 6000, 60)
 SIGN_INS_BY_CLIENT: Final = Limit("client-validations", 300, 60)
 """Validations begun in the sessions that a page opened by itself: each costs the vendor a job and its polls."""
 
-READINGS_BY_SESSION: Final = Limit("vendor-reads", 10, 60)
-"""Times that a session may have its accounts read from the vendor anew."""
+READINGS_BY_SESSION: Final = Limit("vendor-reads", 300, 60)
+"""Utility accounts of a session with several that are read from the vendor; one costs no more than its request."""
 
 ATTEMPTS_WINDOW_SECONDS: Final = 900
 
@@ -55,9 +55,9 @@ class Doors:
         """Somebody signs in at a utility, in a session that a page opened by itself."""
         await self._limits.spend(SIGN_INS_BY_CLIENT, client_id)
 
-    async def by_reading(self, session_id: str) -> None:
-        """A session wants its accounts read from the vendor, not from the store."""
-        await self._limits.spend(READINGS_BY_SESSION, session_id)
+    async def by_reading(self, session_id: str, accounts: int) -> None:
+        """One request of a session has several utility accounts read from the vendor."""
+        await self._limits.spend(READINGS_BY_SESSION, session_id, how_many=accounts)
 
     async def refused(self, address: str) -> None:
         """Somebody presents a credential that is not good; guessing is slowed down by address."""

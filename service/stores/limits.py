@@ -44,13 +44,13 @@ class LimitStore:
         count, left_ms = await self._store.run("window", keys=[name], args=[limit.window_seconds * 1000, how_many])
         return Quota(limit, limit.most - int(count), max(1, -(-int(left_ms) // 1000)))
 
-    async def spend(self, limit: Limit, who: str) -> Quota:
-        """Count one, if there is one left.
+    async def spend(self, limit: Limit, who: str, *, how_many: int = 1) -> Quota:
+        """Count, if there is something left.
 
         Raises:
             RateLimited: There is not.
         """
-        quota = await self.count(limit, who)
+        quota = await self.count(limit, who, how_many=how_many)
         if quota.left < 0:
             raise RateLimited(
                 policy=limit.policy, limit=limit.most, window=limit.window_seconds, retry_after=quota.reset_seconds

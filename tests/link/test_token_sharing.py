@@ -12,13 +12,11 @@ from pydantic import SecretStr
 
 from service.clock import Millis
 from service.errors import UpstreamError
-from service.link import limits
 from service.link.token import TokenSource
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY, Settings
 from service.stores.connection import Store
 from service.stores.keys import Keys
-from service.stores.limits import Limit
 from service.stores.sealing import KeyRing
 from service.stores.tokens import TokenStore, UpstreamToken
 from tests.conftest import MovableClock, Replica, make_settings, running_replica
@@ -124,9 +122,8 @@ async def test_an_hour_is_the_most_whatever_it_claims(
 
 
 async def test_revoking_all_tokens_under_load_costs_one_fetch_and_no_call(
-    replicas: list[Replica], upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    replicas: list[Replica], upstream: SandboxServer
 ) -> None:
-    monkeypatch.setattr(limits, "READINGS_BY_SESSION", Limit("vendor-reads", 1000, 60))
     walks = [await each.walk().open() for each in replicas for _ in range(2)]
     for walk in walks:
         assert (await walk.validate("user_quick")).json()["validation"]["state"] == "succeeded"

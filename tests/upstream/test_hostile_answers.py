@@ -13,9 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.errors import UpstreamMalformed
-from service.link import limits
 from service.settings import SANDBOX_API_KEY
-from service.stores.limits import Limit
 from service.upstream.transport import TransportLimits
 from service.wiring import Timing
 from tests.conftest import Replica, make_settings, running_replica
@@ -211,8 +209,7 @@ async def test_job(vendor: RawVendor, replica: Replica) -> None:
     assert not [each.line for each in vendor.seen if each.route is None]
 
 
-async def test_account(vendor: RawVendor, replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "READINGS_BY_SESSION", Limit("vendor-reads", 1000, 60))
+async def test_account(vendor: RawVendor, replica: Replica) -> None:
     good = vendor.says["account"]
     vendor.says["account"] = raw(500, b"")
     walk, body = await validated(replica)

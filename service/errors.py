@@ -311,13 +311,21 @@ class UpstreamTimeout(ServiceError):
 
 
 class StoreUnavailable(ServiceError):
-    """Redis did not answer in time, or refused."""
+    """Redis did not answer in time, or refused.
+
+    Attributes:
+        done: What was asked for was done, but may be lost with its server: too few replicas have it.
+    """
 
     code = "store_unavailable"
     fault = Fault.SERVER
     message = "The store could not be reached"
     retryable = True
     retry_after = 5
+
+    def __init__(self, message: str | None = None, *, done: bool = False) -> None:
+        super().__init__(message)
+        self.done = done
 
 
 class ShuttingDown(ServiceError):

@@ -112,6 +112,13 @@ class Settings(BaseSettings):
     )
     redis_prefix: str = Field("omniconnect", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Begins every key.")
     redis_timeout: float = Field(0.25, gt=0, le=10, description="Seconds to connect, and for each command.")
+    redis_replicas: int | None = Field(
+        None,
+        ge=0,
+        le=8,
+        description="Replicas that must have a link's intent before it is sent, and its result. Unset: 1 with "
+        "Sentinel or Cluster, else 0.",
+    )
     data_dir: Path | None = Field(
         None, description="Where the embedded store keeps its data; without it a restart forgets."
     )
@@ -251,6 +258,14 @@ class Settings(BaseSettings):
     def ring(self) -> dict[str, bytes]:
         """The encryption keys, decoded."""
         return {name: base64.b64decode(key.get_secret_value()) for name, key in self.encryption_keys.items()}
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas must have what must not be lost with a server."""
+        if self.redis_replicas is not None:
+            return self.redis_replicas
+        url = self.redis_url.get_secret_value() if self.redis_url else ""
+        return int(urlsplit(url).scheme.endswith(("+sentinel", "+cluster")))
 
     def _store_faults(self) -> list[str]:
         faults = []

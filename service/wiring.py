@@ -156,7 +156,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
     https_only = not settings.sandbox
     tenant = _tenant(settings)
     keys = Keys(settings.redis_prefix, tenant)
-    store = Store(settings.redis_url, command_seconds=settings.redis_timeout)
+    store = Store(settings.redis_url, command_seconds=settings.redis_timeout, replicas=settings.replicas)
     key_ring = KeyRing(settings.ring())
     notices = Notices(store=store, channel=keys.channel)
     locks = Locks(store=store, channel=keys.channel)

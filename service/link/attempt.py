@@ -14,6 +14,8 @@ The steps, which the comments in `service/stores/lua` cite by number:
 
 The mark stands before the call, so that a process that dies leaves "unknown" behind and never "free"; a confirmation
 is recorded whoever holds the account by then; a caller who leaves changes nothing, since an attempt has its own task.
+Where Redis has replicas, intent, mark and result each count only once a replica has them, too: a server that is lost
+with its last writes takes nothing along that a call has been, or will be, made on.
 """
 
 import asyncio
@@ -26,6 +28,7 @@ from service.errors import (
     AlreadyInProgress,
     OutcomeUnknown,
     ServiceError,
+    StoreUnavailable,
     UpstreamBusy,
     UpstreamError,
     UpstreamTimeout,
@@ -261,17 +264,25 @@ class Attempts:
 
     async def _confirm(self, attempt: Attempt, sent: Sequence[str]) -> Linked:
         """Write a confirmation down, in the guard first; the caller is told even if Redis is away."""
-        link = self._settlement.new_link(attempt.account_id, attempt.choice.consent)
+        link = self._settlement.new_link(attempt.session, attempt.choice.consent)
         kept = [link]
 
         async def write() -> None:
+            not_kept: StoreUnavailable | None = None
             if sent:
-                await self._guards.record(attempt.id, attempt.account_id, sent, "linked")
+                try:
+                    await self._guards.record(attempt.id, attempt.account_id, sent, "linked")
+                except StoreUnavailable as error:
+                    if not error.done:
+                        raise
+                    not_kept = error  # the guard knows, so the session may; both are told again until it is kept
             settled = await self._sessions.settle_link(
-                attempt.session.id, attempt.intent, "linked", now=self._clock.now(), link=link
+                attempt.session.id, attempt.intent, "linked", now=self._clock.now(), link=link, kept=True
             )
             if settled.link is not None:
                 kept[0] = settled.link
+            if not_kept is not None:
+                raise not_kept
 
         await self._settlement.insist(write)
         return Linked(kept[0], attempt.choice.accounts, replayed=not sent and attempt.waited_for is None)

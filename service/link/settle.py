@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -38,9 +37,10 @@ class Settlement:
         self._tasks = tasks
         self._clock = clock
 
-    def new_link(self, account_id: str, consent: Mapping[str, str] | None = None) -> LinkRecord:
-        """A link as of now; the first one that a session is told of stays."""
-        return LinkRecord(f"lnk_{secrets.token_hex(12)}", self._clock.now(), account_id, consent)
+    def new_link(self, session: SessionRecord, consent: Mapping[str, str] | None = None) -> LinkRecord:
+        """The one link of a session, as of now: whoever writes it down first, it has the name that others tell."""
+        name = hashlib.sha256(f"link of {session.id}".encode()).hexdigest()[:24]
+        return LinkRecord(f"lnk_{name}", self._clock.now(), session.account_id, consent)
 
     async def insist(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do something in Redis for a minute however often it fails; wait for it only a moment."""
@@ -80,7 +80,7 @@ class Settlement:
         now = self._clock.now()
         match look.verdict:
             case "done":
-                link = self.new_link(session.account_id)
+                link = self.new_link(session)
                 await self._sessions.settle_link(session.id, intent, "linked", now=now, link=link)
             case "unknown":
                 await self._sessions.settle_link(session.id, intent, "unknown", now=now, unclear=look.attempts)
@@ -96,7 +96,7 @@ class Settlement:
             now = self._clock.now()
             intent = Intent(attempt, now, digest_of(session.choice), session.choice)
             if look.verdict == "done":
-                link = self.new_link(session.account_id)
+                link = self.new_link(session)
                 await self._sessions.settle_link(session.id, intent, "linked", now=now, link=link)
             elif look.verdict in {"refused", "unsent", "voided"}:
                 await self._sessions.settle_link(session.id, intent, "open", now=now)

@@ -10,27 +10,39 @@ from typing import Any, Final, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import SecretStr
+from redis._parsers import _AsyncHiredisParser
 from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel, SentinelConnectionPool
 from redis.asyncio.client import PubSub
+from redis.asyncio.cluster import PipelineCommand
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
+from typing_extensions import override
 
 from service.errors import StoreUnavailable
 from service.telemetry import STORE_FAILURES
 
 __all__ = ["Store"]
 
-_STORE_ERRORS: Final = (RedisError, RedisClusterException, OSError, UnicodeDecodeError)
-"""All that redis-py raises when Redis fails: not everything is a `RedisError`."""
+_STORE_ERRORS: Final = (RedisError, RedisClusterException, OSError, UnicodeDecodeError, AttributeError)
+"""All that redis-py raises when Redis fails: not everything is a `RedisError`, and its client of a Cluster trips over
+connections that another task has just closed."""
 
 _T = TypeVar("_T")
 _Command: TypeAlias = tuple[str | int, ...]
 
 _LARGEST_BATCH: Final = 128
 _BATCHES_AT_ONCE: Final = 64
-_MAX_CONNECTIONS: Final = _BATCHES_AT_ONCE + 16
+_KEPT_AT_ONCE: Final = 32
+"""Commands that wait for replicas, each on a connection of its own: while they do, it serves nobody else."""
+
+_MAX_CONNECTIONS: Final = _BATCHES_AT_ONCE + _KEPT_AT_ONCE + 16
 """Also for the subscription, and for connections that are on their way back."""
+
+_REPLICA_MS: Final = 250
+"""How long replicas may take to tell that they have something."""
+
+_MARK_MS: Final = 1000
 
 _QUEUE_SECONDS: Final = 5.0
 _MOST_WAITING: Final = 10_000
@@ -78,13 +90,16 @@ class Store:
     `redis+sentinel://host:port,host:port/<master name>[/<db>]`.
     """
 
-    def __init__(self, url: SecretStr, *, command_seconds: float) -> None:
+    def __init__(self, url: SecretStr, *, command_seconds: float, replicas: int = 0) -> None:
         self._client: Redis | RedisCluster = _connect(url.get_secret_value(), command_seconds)
+        self._replicas = replicas
         self._attempt_seconds = command_seconds * 2  # to connect, and for the command
         # A cluster's commands go to as many nodes as there are slots.
         self._largest_batch = 1 if isinstance(self._client, RedisCluster) else _LARGEST_BATCH
         self._waiting: deque[tuple[_Command, asyncio.Future[Any], float]] = deque()
         self._batches: set[asyncio.Task[None]] = set()
+        self._keeping = asyncio.Semaphore(_KEPT_AT_ONCE)
+        self._kept: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,26 +108,31 @@ class Store:
         for each in self._waiting:
             each[1].cancel()
         self._waiting.clear()
-        for batch in self._batches:
-            batch.cancel()
-        await asyncio.gather(*self._batches, return_exceptions=True)
+        tasks = [*self._batches, *self._kept]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
         pool = getattr(self._client, "connection_pool", None)
         if isinstance(pool, SentinelConnectionPool):
             for sentinel in pool.sentinel_manager.sentinels:
                 await sentinel.aclose()
 
-    async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = ()) -> Any:  # noqa: ANN401 -- each script has its own shape
+    async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = (), kept: bool = False) -> Any:  # noqa: ANN401 -- each script has its own shape
         """Run one of the scripts beside this file. All of them may run twice: a lost reply is retried.
 
+        With `kept`, what it wrote, and what it found written, survives the loss of the server: as many replicas as are
+        configured have it, too.
+
         Raises:
-            StoreUnavailable: No answer in time, or an error.
+            StoreUnavailable: No answer in time, or an error; `done` if it ran, and too few replicas have it.
         """
         text, digest = _script(script)
+        send = self._keep if kept and self._replicas else self._command
         try:
-            return await self._command("EVALSHA", digest, len(keys), *keys, *args)
+            return await send("EVALSHA", digest, len(keys), *keys, *args)
         except NoScriptError:
-            return await self._command("EVAL", text, len(keys), *keys, *args)
+            return await send("EVAL", text, len(keys), *keys, *args)
 
     async def hash(self, key: str) -> dict[str, str]:
         """All fields of a hash; empty if there is none.
@@ -185,13 +205,44 @@ class Store:
         if not self._waiting:
             loop.call_soon(self._send)
         self._waiting.append((command, answer, loop.time()))
-        reply = await answer
-        if isinstance(reply, NoScriptError):
-            raise reply
-        if isinstance(reply, Exception):
-            STORE_FAILURES.labels(type(reply).__name__).inc()
-            raise StoreUnavailable from reply
-        return reply
+        return _told(await answer)
+
+    async def _keep(self, *command: str | int) -> Any:  # noqa: ANN401 -- each command has its own shape
+        """One script, and the word of enough replicas that they have it, on one connection that serves nobody else.
+
+        Raises:
+            NoScriptError: Redis does not know the script (any more).
+            StoreUnavailable: No answer in time, or another error; `done` if it ran, and too few replicas have it.
+        """
+        try:
+            async with asyncio.timeout(_QUEUE_SECONDS):
+                await self._keeping.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable from error
+        task = asyncio.create_task(self._kept_replies(command))
+        self._kept.add(task)
+        task.add_done_callback(self._kept_over)
+        reply, mark, having = await asyncio.shield(task)
+        answer = _told(reply)
+        _told(mark)
+        if _told(having) < self._replicas:
+            STORE_FAILURES.labels("NotKept").inc()
+            raise StoreUnavailable(done=True)
+        return answer
+
+    def _kept_over(self, task: asyncio.Task[Any]) -> None:
+        self._keeping.release()
+        self._kept.discard(task)
+
+    async def _kept_replies(self, command: _Command) -> Sequence[Any]:
+        # `WAIT` is about the last write of its connection. A script that finds its work done writes nothing, and would
+        # be taken for kept although no replica has what it found: so there is always a write after it.
+        mark: _Command = ("SET", f"{command[3]}:kept", 1, "PX", _MARK_MS)
+        unit = (command, mark, ("WAIT", self._replicas, _REPLICA_MS))
+        try:
+            return await self._attempted(lambda: self._replies(unit), more_seconds=_REPLICA_MS / 1000)
+        except _STORE_ERRORS as error:
+            return [error] * len(unit)
 
     def _send(self) -> None:
         asked_after = asyncio.get_running_loop().time() - _QUEUE_SECONDS
@@ -224,20 +275,72 @@ class Store:
                     answer.set_result(reply)  # also an exception: each who waits raises one of their own
 
     async def _replies(self, commands: Sequence[_Command]) -> Sequence[Any]:
-        """What each was answered, which may be an exception."""
+        """What each was answered, which may be an exception; all over one connection."""
         if isinstance(self._client, RedisCluster):
-            return [await self._client.execute_command(*commands[0])]
+            return await _of_cluster(self._client, commands)
         async with self._client.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
             return await pipeline.execute(raise_on_error=False)
 
-    async def _attempted(self, work: Callable[[], Awaitable[_T]]) -> _T:
+    async def _attempted(self, work: Callable[[], Awaitable[_T]], *, more_seconds: float = 0) -> _T:
         """Try again once when no answer came: on another connection, since redis-py gives up the silent one."""
+        seconds = self._attempt_seconds + more_seconds
         try:
-            return await _within(self._attempt_seconds, work())
+            return await _within(seconds, work())
         except TimeoutError:
-            return await _within(self._attempt_seconds, work())
+            return await _within(seconds, work())
+
+
+class _Parser(_AsyncHiredisParser):
+    """What is no UTF-8 fails whoever asked for it; by redis-py's own parser, all who share the connection.
+
+    A Cluster's client takes no parser, and its commands share no connection.
+    """
+
+    @override
+    async def read_response(self, disable_decoding: bool = False, push_request: bool = False) -> Any:
+        try:
+            return await super().read_response(disable_decoding, push_request)
+        except UnicodeDecodeError:
+            return ResponseError("what is stored is no UTF-8")  # the connection raises it, and stays as it is
+
+
+async def _of_cluster(cluster: RedisCluster, commands: Sequence[_Command]) -> Sequence[Any]:
+    """Send one command to wherever it belongs; or several to the node of the first one's key, over one connection."""
+    first, *rest = commands
+    if not rest:
+        return [await cluster.execute_command(*first)]
+    replies = await _of_node(cluster, commands)
+    if isinstance(replies[0], Exception) and not isinstance(replies[0], NoScriptError):
+        await cluster.execute_command(*first)  # follows redirections, and learns of the nodes anew
+        replies = await _of_node(cluster, commands)
+    return replies
+
+
+async def _of_node(cluster: RedisCluster, commands: Sequence[_Command]) -> Sequence[Any]:
+    await cluster.initialize()
+    node = cluster.get_node_from_key(str(commands[0][3]))
+    if node is None:
+        raise RedisClusterException("no node for this key")
+    unit = [PipelineCommand(position, *command) for position, command in enumerate(commands)]
+    await node.execute_pipeline(unit)
+    return [each.result for each in unit]
+
+
+def _told(reply: Any) -> Any:  # noqa: ANN401 -- each command has its own shape
+    """What a command was answered.
+
+    Raises:
+        NoScriptError: Redis does not know the script (any more).
+        StoreUnavailable: Any other error.
+    """
+    if isinstance(reply, NoScriptError):
+        raise reply
+    if isinstance(reply, Exception):
+        STORE_FAILURES.labels(type(reply).__name__).inc()
+        raise StoreUnavailable from reply
+    return reply
 
 
 async def _within(seconds: float, work: Awaitable[_T]) -> _T:
@@ -293,7 +396,8 @@ def _connect(url: str, command_seconds: float) -> Redis | RedisCluster:
         return _sentinel(
             url, options, {"socket_timeout": command_seconds / 2, "socket_connect_timeout": command_seconds / 2}
         )
-    return Redis.from_pool(ConnectionPool.from_url(url, max_connections=_MAX_CONNECTIONS, **options))
+    pool = ConnectionPool.from_url(url, max_connections=_MAX_CONNECTIONS, parser_class=_Parser, **options)
+    return Redis.from_pool(pool)
 
 
 def _sentinel(url: str, options: dict[str, Any], limits: dict[str, Any]) -> Redis:
@@ -313,6 +417,7 @@ def _sentinel(url: str, options: dict[str, Any], limits: dict[str, Any]) -> Redi
         sentinel,
         db=int(database[0]) if database else 0,
         max_connections=_MAX_CONNECTIONS,
+        parser_class=_Parser,
         **options,
         **login,
         **tls,

@@ -45,6 +45,9 @@ class GuardStore:
 
     An attempt marks at most once. Who must start over takes a new name, so that a command of the first try that was
     held up on its way cannot undo the second one.
+
+    What a later decision to send, or not to, hangs on is kept over the loss of a server: marks, results, and that an
+    attempt is forbidden to send. A lost claim is found out when it is marked, and what was given back in vain lapses.
     """
 
     def __init__(self, *, store: Store, keys: Keys, lease_ms: int, sent_lease_ms: int, keep_ms: int) -> None:
@@ -93,6 +96,7 @@ class GuardStore:
                 "guard_mark",
                 keys=self._names(attempt, account_id, accounts),
                 args=[attempt, self._sent_lease_ms, self._keys.channel, self.topic],
+                kept=True,
             ),
         )
 
@@ -114,6 +118,7 @@ class GuardStore:
             "guard_result",
             keys=self._names(attempt, account_id, accounts)[1:],
             args=[attempt, result, why, self._keep_ms, self._keys.channel, self.topic],
+            kept=result != "unsent",
         )
         return cast("Sequence[str]", answer)
 
@@ -123,6 +128,7 @@ class GuardStore:
             "guard_look",
             keys=self._names(attempt, account_id, choice),
             args=[attempt, "void" if void else "", self._keep_ms, self._keys.channel, self.topic],
+            kept=void,
         )
         match answer[0]:
             case "unknown":

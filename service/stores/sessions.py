@@ -184,7 +184,8 @@ class SessionStore:
     async def close(self, session: SessionRecord, *, now: Millis, voided: Sequence[str]) -> Closed:
         """End a session whose open attempts are all in `voided`."""
         args: list[str | int] = [now, self.retention_ms, self._keys.channel, session.id, session.browser, *voided]
-        return cast("Closed", await self._store.run("session_close", keys=[self._keys.session(session.id)], args=args))
+        keys = [self._keys.session(session.id)]
+        return cast("Closed", await self._store.run("session_close", keys=keys, args=args, kept=True))
 
     async def add_validation(
         self,
@@ -286,6 +287,7 @@ class SessionStore:
                 most_keys,
                 session.browser,
             ],
+            kept=True,
         )
         return cast("Begun", answer)
 
@@ -298,8 +300,9 @@ class SessionStore:
         now: Millis,
         link: LinkRecord | None = None,
         unclear: Sequence[str] = (),
+        kept: bool = False,
     ) -> Settled:
-        """Take an attempt's result over into its session."""
+        """Take an attempt's result over into its session; it need not be kept where the guard tells it again."""
         answer = await self._store.run(
             "link_settle",
             keys=[self._keys.session(session_id)],
@@ -315,6 +318,7 @@ class SessionStore:
                 self._keys.channel,
                 session_id,
             ],
+            kept=kept,
         )
         return Settled(answer[0], read_link(answer[1]) if answer[1] else None)
 

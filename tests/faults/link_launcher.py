@@ -61,9 +61,11 @@ def _strike_at(operation: str, moment: str) -> None:
         if (now, when) == (operation, moment):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    async def run_or_die(self: Store, script: str, *, keys: Sequence[str], args: Sequence[str | int] = ()) -> Any:
+    async def run_or_die(
+        self: Store, script: str, *, keys: Sequence[str], args: Sequence[str | int] = (), kept: bool = False
+    ) -> Any:
         strike(script, "before")
-        answer = await run(self, script, keys=keys, args=args)
+        answer = await run(self, script, keys=keys, args=args, kept=kept)
         strike(script, "after")
         return answer
 

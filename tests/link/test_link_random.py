@@ -111,14 +111,14 @@ class FaultyStore(Store):
     dead = False
 
     @override
-    async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = ()) -> Any:
+    async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = (), kept: bool = False) -> Any:
         world = self.world
         await self._pause()
         if world.chance(0.04):
             raise StoreUnavailable
-        answer = await super().run(script, keys=keys, args=args)
+        answer = await super().run(script, keys=keys, args=args, kept=kept)
         if world.chance(0.05):
-            answer = await super().run(script, keys=keys, args=args)
+            answer = await super().run(script, keys=keys, args=args, kept=kept)
         if world.chance(0.05):
             held_up = asyncio.create_task(self._run_late(script, keys, args))
             world.late.add(held_up)

@@ -195,9 +195,12 @@ async def test_a_closed_session_stays_closed_whatever_is_settled_late(parts: Par
     assert (await parts.settlement.recover(stale)).state == "closed"
 
 
-async def test_the_link_that_a_session_was_told_of_first_stays(parts: Parts) -> None:
-    await parts.open("S")
-    first, second = parts.settlement.new_link(ACCOUNT_ID), parts.settlement.new_link(ACCOUNT_ID)
+async def test_the_link_that_a_session_was_told_of_first_stays(parts: Parts, clock: MovableClock) -> None:
+    session = await parts.open("S")
+    first = parts.settlement.new_link(session)
+    clock.forward(1)
+    second = parts.settlement.new_link(session)
+    assert second.id == first.id, "whoever tells of it calls it the same"
     for link in (first, second):
         intent = _intent("A", AB, parts)
         settled = await parts.sessions.settle_link("S", intent, "linked", now=parts.clock.now(), link=link)
@@ -240,7 +243,7 @@ async def test_closing_a_linked_session_leaves_those_alone_who_wait_for_its_link
     await _begin(parts, "A")
     await _begin(parts, "B")
     await _send(parts, "A")
-    link = parts.settlement.new_link(ACCOUNT_ID)
+    link = parts.settlement.new_link(await parts.read("S"))
     intent = _intent("A", AB, parts)
     await parts.guards.record("A", ACCOUNT_ID, AB, "linked")
     await parts.sessions.settle_link("S", intent, "linked", now=parts.clock.now(), link=link)

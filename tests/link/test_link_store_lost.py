@@ -44,13 +44,13 @@ class _LossyStore(Store):
         self.script, self.times, self.after = script, times, after
 
     @override
-    async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = ()) -> Any:
+    async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = (), kept: bool = False) -> Any:
         lost = script == self.script and self.times > 0
         if lost:
             self.times -= 1
         if lost and not self.after:
             raise StoreUnavailable
-        answer = await super().run(script, keys=keys, args=args)
+        answer = await super().run(script, keys=keys, args=args, kept=kept)
         if lost:
             raise StoreUnavailable
         return answer

@@ -1,0 +1,5 @@
+"""Fixtures of the fault tests."""
+
+from tests.shared import lasting, shared, vendor
+
+__all__ = ["lasting", "shared", "vendor"]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench lint format lock openapi clean
+.PHONY: help setup run test faults bench lint format lock openapi clean
 
 help: ## Show the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ lint: $(VENV)/.dev ## Format check, lint, types and import contracts
 
 test: lint ## Everything: lint, types, contracts and all tests
 	$(BIN)/python -m pytest $(if $(CI),-p tests.no_skips)
+
+faults: $(VENV)/.dev ## Fault tests of full size; RUNS=30 is how many masters are killed in a storm of links
+	FAULT_ROUNDS=1600 FAULT_RUNS=$(or $(RUNS),30) $(BIN)/python -m pytest -n 0 tests/faults tests/link/test_link_random.py
 
 bench: $(VENV)/.dev ## Measure beside the peers, and write tests/load/results.json
 	$(BIN)/python -m tests.load

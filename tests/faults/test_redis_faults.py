@@ -21,6 +21,7 @@ from service.wiring import Timing
 from tests.conftest import Replica, make_settings, running_replica
 from tests.faults.redis_line import RedisLine
 from tests.processes import eventually as happens
+from tests.walk import SRP
 
 HEADERS: Final = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
 COMMAND_SECONDS: Final = 0.1
@@ -301,12 +302,42 @@ async def test_a_full_redis_is_store_unavailable_and_nothing_is_half_done(upstre
             walk = replica.walk()
             ids = await walk.ready("user_quick")
             await direct.config_set("maxmemory", 1)
+            before = len(upstream.world.calls.all())
             says_so(await opened(replica))
+            says_so(await walk.validate("user_quick", provider=SRP))
             says_so(await walk.link(ids))
-            assert upstream.world.links == []
+            says_so(await walk.close())
+            assert len(upstream.world.calls.all()) == before
             assert (await providers(replica)).status_code == 200
             await direct.config_set("maxmemory", 0)
             assert (await walk.link(ids)).status_code == 201
+            assert len(upstream.world.links) == 1
+
+
+async def test_what_the_vendor_confirms_is_recorded_even_in_a_redis_that_is_full_by_then(
+    upstream: SandboxServer, prefix: str
+) -> None:
+    with EmbeddedStore() as full:
+        async with (
+            running_replica(make_settings(full.url, upstream.url, prefix)) as replica,
+            Redis.from_url(full.url) as direct,
+        ):
+            walk, other = replica.walk(), replica.walk()
+            ids = await walk.ready("user_quick")
+            assert await other.ready("user_quick") == ids
+            upstream.world.faults.add("batch", "delay", value=0.2)
+            linking = asyncio.create_task(walk.link(ids))
+            await happens(lambda: upstream.world.calls.all("batch"))
+            await direct.config_set("maxmemory", 1)
+            assert (await linking).status_code == 201
+            await direct.config_set("maxmemory", 0)
+
+            async def is_linked() -> bool:
+                return bool((await other.link(ids)).status_code == 201)
+
+            await eventually(is_linked)
+            assert (await walk.show()).json()["session"]["state"] == "linked"
+            assert len(upstream.world.links) == 1
 
 
 async def test_a_wrong_password_is_store_unavailable(upstream: SandboxServer, prefix: str) -> None:
@@ -341,6 +372,27 @@ async def test_a_redis_that_restarted_empty_knows_no_session_and_takes_new_ones(
             fresh = replica.walk()
             ids = await fresh.ready("user_one")
             assert (await fresh.link(ids)).status_code == 201
+
+
+async def test_a_link_whose_redis_restarts_empty_is_not_sent_again(upstream: SandboxServer, prefix: str) -> None:
+    with EmbeddedStore() as forgetful:
+        async with (
+            running_replica(make_settings(forgetful.url, upstream.url, prefix)) as replica,
+            Redis.from_url(forgetful.url) as direct,
+        ):
+            walk = replica.walk()
+            ids = await walk.ready("user_quick")
+            upstream.world.faults.add("batch", "delay", value=0.2)
+            linking = asyncio.create_task(walk.link(ids))
+            await happens(lambda: upstream.world.calls.all("batch"))
+            await direct.flushall()
+            assert (await linking).status_code == 201
+            for gone in (await walk.show(), await walk.link(ids), await walk.close()):
+                assert gone.status_code == 401
+            fresh = replica.walk()
+            assert await fresh.ready("user_quick") == ids
+            assert (await fresh.link(ids)).status_code == 201
+            assert len(upstream.world.links) == 1
 
 
 async def test_starting_without_redis_is_not_ready_but_alive(

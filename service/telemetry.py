@@ -15,6 +15,7 @@ from typing_extensions import override
 __all__ = [
     "RUNNING_JOBS",
     "STORE_FAILURES",
+    "TASKS",
     "UPSTREAM_DROPPED",
     "answered",
     "called",
@@ -34,6 +35,9 @@ UPSTREAM_DROPPED: Final = Counter("omniconnect_upstream_dropped", "Parts of vend
 STORE_FAILURES: Final = Counter("omniconnect_store_failures", "Redis commands that failed", ["reason"])
 RUNNING_JOBS: Final = Gauge(
     "omniconnect_running_jobs", "Validations that are being polled", multiprocess_mode="livesum"
+)
+TASKS: Final = Gauge(
+    "omniconnect_tasks", "Tasks of the event loop, counted every other second", multiprocess_mode="livesum"
 )
 
 _LONGEST_TEMPLATE: Final = 200

@@ -44,7 +44,7 @@ from service.stores.notices import Notices
 from service.stores.sealing import KeyRing
 from service.stores.sessions import SessionStore
 from service.stores.tokens import TokenStore
-from service.telemetry import log
+from service.telemetry import TASKS, log
 from service.upstream.client import UpstreamClient
 from service.upstream.companies import KNOWN_COMPANIES, CompanyRule, CompanyTable
 from service.upstream.pictures import PictureClient
@@ -137,6 +137,7 @@ class Process:
 
     async def _keep_health(self) -> None:
         while True:
+            TASKS.set(len(asyncio.all_tasks()))
             try:
                 await self._store.ping()
             except StoreUnavailable:

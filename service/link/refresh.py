@@ -1,6 +1,7 @@
 """One fetch for everybody: look, lock, look again, fetch, store."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, Generic, TypeVar
@@ -82,7 +83,7 @@ class Refresh(Generic[_T]):
             try:
                 return await self._refresh_shared()
             except StoreUnavailable:
-                return await self._fetch_and_keep()
+                return await self._fetch_and_keep(math.inf)
         except ServiceError:
             self._rested_at = self._clock.monotonic() + _REST_SECONDS
             raise
@@ -92,16 +93,18 @@ class Refresh(Generic[_T]):
         give_up = self._clock.monotonic() + _WAIT_FOR_OTHERS_SECONDS
         while found is None:
             with self._notices.watch(self._key) as watch:
+                until = self._clock.monotonic() + _LEASE_MS / 1000
                 async with self._locks.held(self._key, lease_ms=_LEASE_MS) as ours:
                     found = await self._look()
                     if found is None and (ours or self._clock.monotonic() >= give_up):
-                        return await self._fetch_and_keep()
+                        return await self._fetch_and_keep(until if ours else math.inf)
                 if found is None:
                     await watch.changed(_LOOK_AGAIN_SECONDS)
         return found
 
-    async def _fetch_and_keep(self) -> _T:
+    async def _fetch_and_keep(self, until: float) -> _T:
         fetched = await self._fetch()
-        with suppress(StoreUnavailable):
-            await self._keep(fetched)
+        if self._clock.monotonic() < until:  # else another process may have kept a newer one
+            with suppress(StoreUnavailable):
+                await self._keep(fetched)
         return fetched

@@ -77,6 +77,10 @@ class _Unclear(Exception):
     """The call that starts a job was sent, and no clear answer came."""
 
 
+class _LeaseOver(Exception):
+    """The credentials were not sent: this process stood still, and the validation may have been given up meanwhile."""
+
+
 class Validations:
     """Starts validations, waits for them, gives them up."""
 
@@ -145,7 +149,7 @@ class Validations:
         account = self._counted_by(session, provider_id, credentials, address) if credentials else ""
         left = await self._lockout.spend(account) if account else 0
         job = Job(session.id, f"val_{secrets.token_hex(12)}")
-        await self._watchers.claim(job)
+        held_until = await self._watchers.claim(job)
         # Should Redis fail here, the claim stays: the validation may be written down, and must not stay pending.
         added = await self._add(session, job, company, account=account, attempts_left=left)
         if added.verdict != "added":
@@ -153,7 +157,7 @@ class Validations:
             if account:
                 await self._lockout.give_back(account)
             raise _refusal(session, added, now=self._clock.now())
-        begun = self._watchers.start(job, lambda: self._begin(job, company, credentials))
+        begun = self._watchers.start(job, lambda: self._begin(job, company, credentials), held_until=held_until)
         with suppress(TimeoutError):
             async with asyncio.timeout(_BEGIN_SECONDS):
                 await asyncio.shield(begun)
@@ -199,7 +203,9 @@ class Validations:
     async def _begin(self, job: Job, company: Company, credentials: Credentials | None) -> str | None:
         """Send the credentials, once; the job id if there is something to poll."""
         try:
-            job_id = await self._create_job(company, credentials)
+            job_id = await self._create_job(job, company, credentials)
+        except _LeaseOver:
+            changes = {"state": "failed", "reason": "interrupted"}
         except UpstreamCredentialsRejected:
             changes = {"state": "failed", "reason": "upstream_credentials_rejected"}
         except UpstreamMalformed:
@@ -217,10 +223,12 @@ class Validations:
         await self._record(job, changes)
         return None
 
-    async def _create_job(self, company: Company, credentials: Credentials | None) -> str:
+    async def _create_job(self, job: Job, company: Company, credentials: Credentials | None) -> str:
         username, password = (credentials.username, credentials.password) if credentials else _OAUTH_WORDS
 
         async def create(token: SecretStr) -> str:
+            if not self._watchers.holds(job):
+                raise _LeaseOver
             try:
                 return await self._client.create_job(
                     token,

@@ -65,6 +65,18 @@ class Cadence:
         return bucket_of(seconds / self.poll)
 
 
+@dataclass(slots=True)
+class _Watched:
+    """A job of this process.
+
+    Attributes:
+        held_until: Moment of the monotonic clock from which on it may be another's.
+    """
+
+    task: asyncio.Task[None]
+    held_until: float
+
+
 class Watchers:
     """The pollers of this process, and the loop that keeps their leases and takes over orphaned jobs."""
 
@@ -94,17 +106,23 @@ class Watchers:
         self._tasks = tasks
         self._clock = clock
         self._cadence = cadence
-        self._running: dict[Job, asyncio.Task[None]] = {}
+        self._running: dict[Job, _Watched] = {}
         self._beginning: dict[Job, asyncio.Task[str | None]] = {}
-        self._held_until: float = 0
 
-    async def claim(self, job: Job) -> None:
-        """Hold a job before anything is sent for it, so that it is found if this process dies.
+    async def claim(self, job: Job) -> float:
+        """Hold a job before anything is sent for it, so that it is found if this process dies; returns until when.
 
         Raises:
             StoreUnavailable: It could not be written down; nothing may be sent.
         """
+        held_until = self._clock.monotonic() + self._cadence.lease
         await self._jobs.hold(job)
+        return held_until
+
+    def holds(self, job: Job) -> bool:
+        """Whether a started job cannot be another's: that of a process that stood still may have been given up."""
+        watched = self._running.get(job)
+        return watched is not None and self._clock.monotonic() < watched.held_until
 
     async def drop(self, job: Job) -> None:
         """Let go of a job for which nothing was sent, or that is over."""
@@ -113,12 +131,14 @@ class Watchers:
         except StoreUnavailable:
             log.warning("job_not_dropped")  # whoever takes it over finds it finished
 
-    def start(self, job: Job, begin: Callable[[], Awaitable[str | None]]) -> asyncio.Task[str | None]:
+    def start(
+        self, job: Job, begin: Callable[[], Awaitable[str | None]], *, held_until: float
+    ) -> asyncio.Task[str | None]:
         """Begin a claimed job in a task of its own, and poll it if `begin` returned the vendor's job id."""
         begun = self._tasks.spawn(self._begin(job, begin), name="begin validation")
         self._beginning[job] = begun
         begun.add_done_callback(lambda _: self._beginning.pop(job, None))
-        self._running[job] = self._tasks.spawn(self._follow(job, begun), name="poll validation")
+        self._running[job] = _Watched(self._tasks.spawn(self._follow(job, begun), name="poll validation"), held_until)
         RUNNING_JOBS.set(len(self._running))
         return begun
 
@@ -153,7 +173,8 @@ class Watchers:
             self._forget(job)
 
     def _forget(self, job: Job) -> None:
-        if self._running.get(job) is asyncio.current_task():
+        watched = self._running.get(job)
+        if watched is not None and watched.task is asyncio.current_task():
             del self._running[job]
             RUNNING_JOBS.set(len(self._running))
 
@@ -167,17 +188,21 @@ class Watchers:
                     log.warning("leases_not_renewed", jobs=len(self._running))
                 await watch.changed(self._cadence.lease / 4)
 
-    async def _renew(self) -> None:
-        asked_at = self._clock.monotonic()
-        held = await self._jobs.renew(list(self._running), most=_MOST_TAKEN_AT_ONCE)
-        self._held_until = asked_at + self._cadence.lease
+    async def _renew(self, *, most: int = _MOST_TAKEN_AT_ONCE) -> None:
+        known = list(self._running)
+        held_until = self._clock.monotonic() + self._cadence.lease
+        held = await self._jobs.renew(known, most=most)
         for job in held.lost:
-            task = self._running.pop(job, None)
-            if task is not None:
-                task.cancel()
+            watched = self._running.pop(job, None)
+            if watched is not None:
+                watched.task.cancel()
+        for job in known:
+            if job in self._running:
+                self._running[job].held_until = held_until
         for job in held.taken:
             if job not in self._running:
-                self._running[job] = self._tasks.spawn(self._resume(job), name="resume validation")
+                resumed = self._tasks.spawn(self._resume(job), name="resume validation")
+                self._running[job] = _Watched(resumed, held_until)
         RUNNING_JOBS.set(len(self._running))
 
     async def release(self) -> None:
@@ -193,13 +218,13 @@ class Watchers:
             await asyncio.wait(beginning.values(), timeout=self._cadence.lease / 4, return_when=asyncio.FIRST_COMPLETED)
             await self._let_go([job for job, begun in beginning.items() if begun.done()])
             with suppress(StoreUnavailable):
-                await self._jobs.renew(list(self._beginning), most=0)
+                await self._renew(most=0)
 
     async def _let_go(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            task = self._running.pop(job, None)
-            if task is not None:
-                task.cancel()
+            watched = self._running.pop(job, None)
+            if watched is not None:
+                watched.task.cancel()
         if jobs:
             try:
                 await self._jobs.drop(jobs, "release")
@@ -221,7 +246,7 @@ class Watchers:
                     continue
                 if validation.deadline <= self._clock.now():
                     return await self._finish(job, {"state": "failed", "reason": "timed_out"})
-                if self._clock.monotonic() < self._held_until:
+                if self.holds(job):
                     try:
                         answer = await self._tokens.authorized(lambda token: self._client.read_job(token, job_id))
                         failures = 0

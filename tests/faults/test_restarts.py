@@ -1,0 +1,224 @@
+"""Processes are replaced while people are in the middle of something: nobody notices, and nothing is done twice."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from service.sandbox.people import PEOPLE
+from service.sandbox.server import SandboxServer
+from service.settings import SANDBOX_API_KEY, Settings
+from tests.conftest import Replica, make_settings, running_replica
+from tests.events.sse import listening
+from tests.faults.flows import sent
+from tests.processes import ServiceProcess, eventually, serving
+from tests.walk import SRP, Walk
+
+FULL: Final = os.environ.get("FAULT_POINTS") == "all"
+REPLICAS: Final = 3 if FULL else 2
+ROUNDS: Final = 5 if FULL else 1
+DRAIN_SECONDS: Final = 0.5
+LOOK_SECONDS: Final = 0.05
+GRACEFUL_SECONDS: Final = 30
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class Balancer(httpx.AsyncBaseTransport):
+    """A load balancer: takes ready processes in turn, tries the next when one refuses the connection."""
+
+    def __init__(self) -> None:
+        self._ready: list[str] = []
+        self._turn = 0
+        self._behind = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(20):
+            self._turn += 1
+            url = httpx.URL(self._ready[self._turn % len(self._ready)])
+            request.url = request.url.copy_with(host=url.host, port=url.port)
+            try:
+                return await self._behind.handle_async_request(request)
+            except httpx.ConnectError:
+                await asyncio.sleep(LOOK_SECONDS)
+        raise httpx.ConnectError("all refuse")
+
+    async def look_after(self, process: ServiceProcess) -> None:
+        """Ask a process whether it is ready until it has ended."""
+        url = str(process.client.base_url)
+        while process.process.poll() is None:
+            try:
+                ready = (await process.client.get("/readyz")).status_code == 200
+            except httpx.TransportError:
+                ready = False
+            if ready and url not in self._ready:
+                self._ready.append(url)
+            if not ready and url in self._ready:
+                self._ready.remove(url)
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+class Crowd:
+    """People at the balancer, who go on until it is over.
+
+    Attributes:
+        broken: What nobody should have met.
+    """
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self.over = asyncio.Event()
+        self.broken: list[str] = []
+        self.reads = 0
+        self.linked = 0
+        self.goodbyes = 0
+
+    async def open(self) -> Walk:
+        return await Walk(self.client, api_key=SANDBOX_API_KEY).open()
+
+    async def heard(self, request: Callable[[], Awaitable[httpx.Response]], *expected: int) -> httpx.Response:
+        """An answer; one that says so is asked for again, as a client would."""
+        while True:
+            answer = await request()
+            if answer.status_code != 503 or answer.json()["code"] != "shutting_down":
+                break
+        if answer.status_code not in expected:
+            self.broken.append(f"{answer.request.method} {answer.request.url.path}: {answer.text}")
+        return answer
+
+    async def read(self) -> None:
+        walk = await self.open()
+        while not self.over.is_set():
+            await self.heard(walk.show, 200)
+            await self.heard(lambda: self.client.get("/v1/providers", headers=walk.headers), 200)
+            self.reads += 2
+            await asyncio.sleep(0.01)
+
+    async def wait(self) -> None:
+        walk = await self.open()
+        started = (await self.heard(lambda: walk.validate("user_never", wait=None), 202)).json()["validation"]
+        while not self.over.is_set():
+            answer = await self.heard(lambda: walk.validation(started["id"], wait=2), 200)
+            assert answer.json()["validation"]["state"] == "pending"
+            self.reads += 1
+
+    async def link(self, number: int) -> None:
+        while not self.over.is_set():
+            name = f"user_quick.{number}.{self.linked}"
+            PEOPLE[name] = replace(PEOPLE["user_quick"], username=name)
+            walk = await self.open()
+            answer = await self.heard(lambda: walk.validate(name, wait=None), 202, 409)  # noqa: B023 -- awaited here
+            while (found := await self.heard(walk.accounts, 200, 409)).status_code == 409:
+                await asyncio.sleep(0.02)
+            assert answer.status_code == 202
+            ids = [each["id"] for each in found.json()["serviceAccounts"]]
+            await self.heard(lambda: walk.link(ids), 201)  # noqa: B023
+            self.linked += 1
+
+    async def listen(self) -> Sequence[str]:
+        """All names of events that one session's stream told, resumed wherever it said goodbye."""
+        walk = await self.open()
+        changing = asyncio.create_task(self._change(walk))
+        names: list[str] = []
+        ids: list[str] = []
+        while True:
+            async with listening(walk, after=ids[-1] if ids else None) as stream:
+                for event in await stream.rest():
+                    names.append(event.name)
+                    ids.append(event.id)
+                if names and names[-1] == "session.closed":
+                    break
+                assert len(stream.retries) == 2
+                self.goodbyes += 1
+        await changing
+        numbers = [int(each.rpartition("_")[2]) for each in ids]
+        assert numbers == list(range(1, len(ids) + 1))
+        return names
+
+    async def _change(self, walk: Walk) -> None:
+        while not self.over.is_set():
+            for provider in (SRP,):
+                started = await self.heard(lambda: walk.validate("user_quick", provider=provider, wait=None), 202, 429)  # noqa: B023
+                if started.status_code == 202:
+                    validation = started.json()["validation"]["id"]
+                    await self.heard(lambda: walk.validation(validation, wait=5), 200)  # noqa: B023
+            await asyncio.sleep(0.2)
+        await self.heard(walk.close, 200)
+
+
+async def test_a_rolling_restart_fails_no_read_links_nothing_twice_and_loses_no_event(
+    valkey: str, upstream: SandboxServer, prefix: str
+) -> None:
+    settings = make_settings(valkey, upstream.url, prefix, drain_seconds=DRAIN_SECONDS)
+    balancer = Balancer()
+    async with AsyncExitStack() as stack, httpx.AsyncClient(
+        transport=balancer, base_url="http://balancer", timeout=40
+    ) as client, asyncio.TaskGroup() as group:
+
+        async def start() -> ServiceProcess:
+            process = await stack.enter_async_context(serving(settings))
+            group.create_task(balancer.look_after(process))
+            return process
+
+        running = [await start() for _ in range(REPLICAS)]
+        await eventually(lambda: len(balancer._ready) == REPLICAS)
+        crowd = Crowd(client)
+        doing: list[Awaitable[Any]] = [crowd.read(), crowd.read(), crowd.wait(), crowd.listen()]
+        working = asyncio.gather(*doing, *(crowd.link(number) for number in range(2)))
+        for _ in range(ROUNDS * REPLICAS):
+            running.append(await start())
+            await _ended(running.pop(0))
+        crowd.over.set()
+        await working
+        for process in running:
+            process.kill()
+    assert crowd.broken == []
+    assert crowd.goodbyes
+    assert crowd.reads > ROUNDS * REPLICAS
+    assert crowd.linked > ROUNDS * REPLICAS
+    assert set(upstream.world.link_counts.values()) == {1}
+    assert len(upstream.world.links) == crowd.linked
+
+
+async def _ended(process: ServiceProcess) -> None:
+    process.terminate()
+    await eventually(lambda: process.process.poll() is not None, seconds=GRACEFUL_SECONDS)
+    assert process.process.returncode == 0
+
+
+async def test_sigterm_in_the_middle_of_everything_everybody_is_answered(
+    valkey: str, upstream: SandboxServer, prefix: str
+) -> None:
+    settings = make_settings(valkey, upstream.url, prefix)
+    async with running_replica(settings) as staying, serving(settings) as leaving:
+        linking, waiting, starting = [await staying.walk().open() for _ in range(3)]
+        await linking.validate("user_quick")
+        ids = await linking.account_ids()
+        never = (await waiting.at(leaving.client).validate("user_never", wait=None)).json()["validation"]["id"]
+        upstream.world.faults.add("batch", "delay", value=1)
+        upstream.world.faults.add("jobs", "delay", value=1)
+        before = sent(upstream, "jobs")
+        link = asyncio.create_task(linking.at(leaving.client).link(ids))
+        wait = asyncio.create_task(waiting.at(leaving.client).validation(never, wait=25))
+        start = asyncio.create_task(starting.at(leaving.client).validate("user_quick", wait=25))
+        async with listening(waiting, client=leaving.client) as stream:
+            await stream.next()
+            await eventually(lambda: sent(upstream, "batch") == 1 and sent(upstream, "jobs") == before + 1)
+            leaving.terminate()
+            assert await stream.rest() == []
+            assert len(stream.retries) == 2
+        assert (await wait).json()["validation"]["state"] == "pending"
+        assert (await link).status_code == 201
+        assert (await start).status_code in {201, 202}
+        await eventually(lambda: leaving.process.poll() is not None, seconds=GRACEFUL_SECONDS)
+        assert leaving.process.returncode == 0
+        assert (await linking.show()).json()["session"]["state"] == "linked"
+        [started] = (await starting.show()).json()["session"]["validations"]
+        assert (await starting.validation(started["id"], wait=20)).json()["validation"]["state"] == "succeeded"
+        assert sent(upstream, "jobs") == before + 1
+        assert set(upstream.world.link_counts.values()) == {1}

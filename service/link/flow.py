@@ -58,7 +58,7 @@ def state_of(session: SessionRecord, now: Millis) -> State:
         return State(session.state)
     if session.intents:
         return State.LINKING
-    if session.state == "open" and session.expires <= now:
+    if session.state == "open" and (session.told_expired or session.expires <= now):
         return State.EXPIRED
     return State(session.state)
 

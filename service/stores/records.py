@@ -137,6 +137,7 @@ class SessionRecord:
     """One person's walk through the steps, as stored.
 
     Attributes:
+        told_expired: Whether its expiry is written down: by a clock that may be ahead of this process's.
         browser: Hash of what the browser on the hosted page is known by; empty where there is none.
     """
 
@@ -157,6 +158,7 @@ class SessionRecord:
     link: LinkRecord | None
     unclear: Sequence[str]
     hosted: HostedRecord | None
+    told_expired: bool
     browser: str
     written_events: Mapping[str, str] = field(repr=False)
     sealed_accounts: Mapping[str, str] = field(repr=False)
@@ -207,6 +209,7 @@ def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | 
         link=read_link(link) if link else None,
         unclear=_split(fields.get("unclear")),
         hosted=_hosted(hosted) if hosted else None,
+        told_expired="expired" in fields,
         browser=fields.get("browser", ""),
         written_events=parts["ev"],
         sealed_accounts=parts["acct"],

@@ -2,18 +2,19 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Final
 
 import httpx
 import pytest
+from typing_extensions import override
 
 from service.sandbox.people import PEOPLE
 from service.sandbox.server import SandboxServer
-from service.settings import SANDBOX_API_KEY, Settings
-from tests.conftest import Replica, make_settings, running_replica
+from service.settings import SANDBOX_API_KEY
+from tests.conftest import make_settings, running_replica
 from tests.events.sse import listening
 from tests.faults.flows import sent
 from tests.processes import ServiceProcess, eventually, serving
@@ -21,7 +22,7 @@ from tests.walk import SRP, Walk
 
 FULL: Final = os.environ.get("FAULT_POINTS") == "all"
 REPLICAS: Final = 3 if FULL else 2
-ROUNDS: Final = 5 if FULL else 1
+RESTARTS: Final = 15 if FULL else 1
 DRAIN_SECONDS: Final = 0.5
 LOOK_SECONDS: Final = 0.05
 GRACEFUL_SECONDS: Final = 30
@@ -37,6 +38,7 @@ class Balancer(httpx.AsyncBaseTransport):
         self._turn = 0
         self._behind = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
 
+    @override
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         for _ in range(20):
             self._turn += 1
@@ -112,10 +114,10 @@ class Crowd:
             name = f"user_quick.{number}.{self.linked}"
             PEOPLE[name] = replace(PEOPLE["user_quick"], username=name)
             walk = await self.open()
-            answer = await self.heard(lambda: walk.validate(name, wait=None), 202, 409)  # noqa: B023 -- awaited here
-            while (found := await self.heard(walk.accounts, 200, 409)).status_code == 409:
-                await asyncio.sleep(0.02)
-            assert answer.status_code == 202
+            answer = await self.heard(lambda: walk.validate(name, wait=None), 202)  # noqa: B023 -- awaited here
+            validation = answer.json()["validation"]["id"]
+            await self.heard(lambda: walk.validation(validation, wait=20), 200)  # noqa: B023
+            found = await self.heard(walk.accounts, 200)
             ids = [each["id"] for each in found.json()["serviceAccounts"]]
             await self.heard(lambda: walk.link(ids), 201)  # noqa: B023
             self.linked += 1
@@ -141,12 +143,12 @@ class Crowd:
         return names
 
     async def _change(self, walk: Walk) -> None:
+        """Have events told, as long as the session may have further passwords tried."""
         while not self.over.is_set():
-            for provider in (SRP,):
-                started = await self.heard(lambda: walk.validate("user_quick", provider=provider, wait=None), 202, 429)  # noqa: B023
-                if started.status_code == 202:
-                    validation = started.json()["validation"]["id"]
-                    await self.heard(lambda: walk.validation(validation, wait=5), 200)  # noqa: B023
+            started = await self.heard(lambda: walk.validate("user_quick", provider=SRP, wait=None), 202, 429)
+            if started.status_code == 202:
+                validation = started.json()["validation"]["id"]
+                await self.heard(lambda: walk.validation(validation, wait=20), 200)  # noqa: B023 -- awaited here
             await asyncio.sleep(0.2)
         await self.heard(walk.close, 200)
 
@@ -156,9 +158,11 @@ async def test_a_rolling_restart_fails_no_read_links_nothing_twice_and_loses_no_
 ) -> None:
     settings = make_settings(valkey, upstream.url, prefix, drain_seconds=DRAIN_SECONDS)
     balancer = Balancer()
-    async with AsyncExitStack() as stack, httpx.AsyncClient(
-        transport=balancer, base_url="http://balancer", timeout=40
-    ) as client, asyncio.TaskGroup() as group:
+    async with (
+        AsyncExitStack() as stack,
+        httpx.AsyncClient(transport=balancer, base_url="http://balancer", timeout=40) as client,
+        asyncio.TaskGroup() as group,
+    ):
 
         async def start() -> ServiceProcess:
             process = await stack.enter_async_context(serving(settings))
@@ -170,7 +174,7 @@ async def test_a_rolling_restart_fails_no_read_links_nothing_twice_and_loses_no_
         crowd = Crowd(client)
         doing: list[Awaitable[Any]] = [crowd.read(), crowd.read(), crowd.wait(), crowd.listen()]
         working = asyncio.gather(*doing, *(crowd.link(number) for number in range(2)))
-        for _ in range(ROUNDS * REPLICAS):
+        for _ in range(RESTARTS):
             running.append(await start())
             await _ended(running.pop(0))
         crowd.over.set()
@@ -179,8 +183,7 @@ async def test_a_rolling_restart_fails_no_read_links_nothing_twice_and_loses_no_
             process.kill()
     assert crowd.broken == []
     assert crowd.goodbyes
-    assert crowd.reads > ROUNDS * REPLICAS
-    assert crowd.linked > ROUNDS * REPLICAS
+    assert min(crowd.reads, crowd.linked) > RESTARTS
     assert set(upstream.world.link_counts.values()) == {1}
     assert len(upstream.world.links) == crowd.linked
 

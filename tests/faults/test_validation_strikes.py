@@ -86,6 +86,7 @@ async def _kill(
             return
         assert await killed.ended() == -signal.SIGKILL
         [answer] = await asyncio.gather(asking, return_exceptions=True)
+    assert isinstance(answer, httpx.TransportError | httpx.Response), (point, answer)
     assert isinstance(answer, httpx.TransportError) or answer.status_code == 202, (point, answer)
     before = sent(upstream, "jobs")
     assert before <= 1, point

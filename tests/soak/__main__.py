@@ -23,17 +23,17 @@ from tests.soak.people import Town, visit
 
 __all__ = ["main"]
 
-_VISITS_PER_SECOND: Final = 5.0
+_VISITS_PER_SECOND: Final = 3.0
 """However long each takes: if their number followed the machine's mood, so would all that is measured."""
 
 _SAMPLE_SECONDS: Final = 5.0
 _FAST: Final = 0.02
 """Jobs of the sandbox take this share of their time."""
 
-_TELLING_SECONDS: Final = 300
-"""What people leave behind lives for up to 100 s: a shorter run is over before as much goes as comes."""
+_TELLING_SECONDS: Final = 480
+"""What people leave behind lives for up to 156 s: a shorter run is over before as much goes as comes."""
 
-_REST_SECONDS: Final = 120.0
+_REST_SECONDS: Final = 150.0
 _LEFT: Final[Mapping[str, float]] = {"tasks": 2, "descriptors": 80}
 """What may be left, once all is over, beside what was there at first; connections to Redis are kept."""
 

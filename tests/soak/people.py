@@ -18,8 +18,8 @@ from tests.walk import PGE, SRP, Walk
 
 __all__ = ["HABITS", "Town", "visit"]
 
-SESSION_SECONDS: Final = 60
-"""The shortest life: what is left lying about is gone soon."""
+SESSION_SECONDS: Final = 120
+"""What is left lying about is gone soon."""
 
 _NEWCOMERS: Final = count()
 

@@ -13,7 +13,7 @@ end
 if state == 'closed' then return 'closed' end
 local chosen = redis.call('HGET', KEYS[1], 'digest')
 if state == 'linked' then return chosen == digest and 'linked' or 'settled' end
-if tonumber(redis.call('HGET', KEYS[1], 'expires')) <= now then return 'expired' end
+if redis.call('HEXISTS', KEYS[1], 'expired') == 1 or tonumber(redis.call('HGET', KEYS[1], 'expires')) <= now then return 'expired' end
 local count, keys, named = 0, 0, false
 for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
   if string.sub(name, 1, 7) == 'intent:' and name ~= 'intent:' .. attempt then

@@ -4,7 +4,7 @@ local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return 'missing' end
 if (redis.call('HGET', KEYS[1], 'browser') or '') ~= ARGV[5] then return 'missing' end
 if state ~= 'open' then return state end
-if tonumber(redis.call('HGET', KEYS[1], 'expires')) <= tonumber(ARGV[1]) then return 'expired' end
+if redis.call('HEXISTS', KEYS[1], 'expired') == 1 or tonumber(redis.call('HGET', KEYS[1], 'expires')) <= tonumber(ARGV[1]) then return 'expired' end
 local voided = {}
 for i = 6, #ARGV do voided['intent:' .. ARGV[i]] = true end
 local intents = {}

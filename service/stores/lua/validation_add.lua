@@ -13,7 +13,7 @@ local prefix = 'val:' .. id .. ':'
 if session[prefix .. 'state'] then return {'added'} end
 if (session['browser'] or '') ~= ARGV[14] then return {'missing'} end
 if session['state'] ~= 'open' then return {session['state'], session['unclear'] or ''} end
-if tonumber(session['expires']) <= now then return {'expired'} end
+if session['expired'] or tonumber(session['expires']) <= now then return {'expired'} end
 local pending, passwords = 0, tonumber(session['passwords'] or '0')
 local total = tonumber(session['validations'] or '0')
 for name, value in pairs(session) do

@@ -3,11 +3,16 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import orjson
 import pytest
 from redis.asyncio import Redis
 
+from service.sandbox.server import SandboxServer
+from service.sandbox.world import ACCOUNT_ID
+from service.settings import Settings
 from service.stores.records import SCHEMA_VERSION
-from tests.conftest import Replica
+from tests.conftest import Replica, running_replica
+from tests.events.sse import listening
 from tests.walk import Walk
 
 
@@ -68,3 +73,74 @@ async def test_a_record_that_cannot_be_read_is_neither_missing_nor_a_bug(
     for answer in (await walk.show(), await walk.show(by_server=True), await walk.validate("user_quick")):
         assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable"), answer.text
     assert await redis.hget(key(prefix, walk), field) == value
+
+
+async def test_guards_of_a_newer_version_serve_and_keep_what_is_new_in_them(
+    replica: Replica, upstream: SandboxServer, redis: Redis, prefix: str
+) -> None:
+    walk, other = replica.walk(), replica.walk()
+    ids = await walk.ready("user_link_lost")
+    guards = [f"{prefix}:{{g:{replica_tenant(replica)}}}:{ACCOUNT_ID}:{each}" for each in ids]
+    for guard in guards:
+        await redis.hset(guard, "colour", "blue")
+    told = (await walk.link(ids)).json()["attempts"]
+    for guard in guards:
+        assert await redis.hgetall(guard) == {"colour": "blue", "unk": f"{told[0]},"}
+        await redis.hset(guard, mapping={"done": told[0], "shape": "round"})  # the newer version has cleared it up
+    await other.ready("user_link_lost")
+    assert (await other.link(ids)).status_code == 201
+    assert (await walk.show()).json()["session"]["state"] == "linked"
+    for guard in guards:
+        assert {"colour": "blue", "shape": "round"}.items() <= (await redis.hgetall(guard)).items()
+    assert len(upstream.world.calls.all("batch")) == 1
+
+
+async def test_a_link_of_a_newer_version_is_shown_and_stays_as_it_is(
+    replica: Replica, redis: Redis, prefix: str
+) -> None:
+    walk = replica.walk()
+    ids = await walk.ready("user_quick")
+    linked = (await walk.link(ids)).json()["link"]
+    newer = orjson.dumps(orjson.loads(await redis.hget(key(prefix, walk), "link")) | {"colour": "blue"}).decode()
+    await redis.hset(key(prefix, walk), "link", newer)
+    assert (await walk.show()).json()["session"]["link"] == linked
+    assert (await walk.link(ids)).json()["link"] == linked
+    assert await redis.hget(key(prefix, walk), "link") == newer
+
+
+async def test_reasons_and_events_that_only_a_newer_version_knows_are_passed_on(
+    replica: Replica, redis: Redis, prefix: str
+) -> None:
+    walk = await replica.walk().open()
+    failed = (await walk.validate("user_server_error")).json()["validation"]["id"]
+    number = int(await redis.hget(key(prefix, walk), "events"))
+    newer: dict[Any, Any] = {
+        f"val:{failed}:reason": "moved_away",
+        "events": number + 1,
+        f"ev:{number + 1:04d}": "1700000000000:session.renamed:",
+    }
+    await redis.hset(key(prefix, walk), mapping=newer)
+    shown = (await walk.validation(failed)).json()
+    assert (shown["status"], shown["validation"]["reason"]) == ("OM500", "moved_away")
+    async with listening(walk) as stream:
+        told = await stream.next()
+        assert told is not None
+        assert told.name == "session.renamed"
+        await walk.close()
+        assert [each.name for each in await stream.rest()] == ["session.closed"]
+
+
+async def test_a_token_of_a_newer_version_is_used(settings: Settings, upstream: SandboxServer, redis: Redis) -> None:
+    async with running_replica(settings) as newer:
+        await newer.walk().open()
+    [token] = [name async for name in redis.scan_iter(f"{settings.redis_prefix}:{{t:*:token")]
+    await redis.hset(token, "colour", "blue")
+    async with running_replica(settings) as older:
+        await older.walk().open()
+    assert len(upstream.world.calls.all("token")) == 1
+    assert await redis.hget(token, "colour") == "blue"
+
+
+def replica_tenant(replica: Replica) -> str:
+    tenant: str = replica.app.state.steps.access._tenant
+    return tenant

@@ -1,11 +1,12 @@
 # Needs Python 3.11 or newer with venv, make and a network; everything else comes from the lock files.
 PYTHON ?= python3
+SOAK_SECONDS ?= 600
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test faults bench lint format lock openapi clean
+.PHONY: help setup run test faults soak bench lint format lock openapi clean
 
 help: ## Show the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +37,10 @@ test: lint ## Everything: lint, types, contracts and all tests
 	$(BIN)/python -m pytest $(if $(CI),-p tests.no_skips)
 
 faults: $(VENV)/.dev ## Fault tests of full size; RUNS=30 is how many masters are killed in a storm of links
-	FAULT_ROUNDS=1600 FAULT_RUNS=$(or $(RUNS),30) $(BIN)/python -m pytest -n 0 tests/faults tests/link/test_link_random.py
+	FAULT_ROUNDS=1600 FAULT_POINTS=all FAULT_RUNS=$(or $(RUNS),30) $(BIN)/python -m pytest -n 0 tests/faults tests/link/test_link_random.py
+
+soak: $(VENV)/.dev ## Let people come and go for SOAK_SECONDS (600), and see that nothing grows
+	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)
 
 bench: $(VENV)/.dev ## Measure beside the peers, and write tests/load/results.json
 	$(BIN)/python -m tests.load

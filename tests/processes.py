@@ -1,26 +1,30 @@
-"""The service as processes of their own, for tests that kill them."""
+"""The service as processes of their own, for tests that kill them.
+
+They are forked from a process that has imported the service and done nothing else: importing takes most of a start.
+"""
 
 import asyncio
+import multiprocessing
 import os
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from multiprocessing.context import ForkServerProcess
 from typing import Final, TypeVar
 
 import httpx
 
+from service import cli
 from service.clock import SYSTEM_CLOCK
 from service.settings import SANDBOX_API_KEY, Settings
 from tests.plain import NO_TLS
 from tests.walk import Walk
 
-__all__ = ["ServiceProcess", "eventually", "serving"]
+__all__ = ["FORKS", "ServiceProcess", "eventually", "serving"]
 
-_ROOT: Final = Path(__file__).parent.parent
+FORKS: Final = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["service.app", "service.serve", "tests.faults.victims"])
 _START_SECONDS: Final = 30.0
 _T = TypeVar("_T")
 
@@ -37,9 +41,14 @@ async def eventually(look: Callable[[], _T | None], *, seconds: float = 20.0) ->
 class ServiceProcess:
     """One `omniconnect-bff serve`, and a client to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
-        self.process = process
+    def __init__(self, process: ForkServerProcess, client: httpx.AsyncClient) -> None:
+        self._process = process
         self.client = client
+
+    @property
+    def exit_code(self) -> int | None:
+        """None as long as it runs."""
+        return self._process.exitcode
 
     def walk(self) -> Walk:
         """A person's walk through the steps, at this process."""
@@ -47,12 +56,12 @@ class ServiceProcess:
 
     def kill(self) -> None:
         """End it without a chance to tidy up."""
-        self.process.kill()
-        self.process.wait()
+        self._process.kill()
+        self._process.join()
 
     def terminate(self) -> None:
         """Ask it to stop."""
-        self.process.send_signal(signal.SIGTERM)
+        self._process.terminate()
 
 
 @asynccontextmanager
@@ -60,7 +69,7 @@ async def serving(settings: Settings, **environ: str) -> AsyncIterator[ServicePr
     """The service in a process of its own, once it is ready. `environ` adds settings by their variables' names."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
-    with _spawned({**_environ(settings), "OMNICONNECT_PORT": str(port), **environ}) as process:
+    with _forked({**_environ(settings), "OMNICONNECT_PORT": str(port), **environ}) as process:
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=40, trust_env=False, verify=NO_TLS
         ) as client:
@@ -84,24 +93,33 @@ def _environ(settings: Settings) -> dict[str, str]:
         "DRAIN_SECONDS": str(settings.drain_seconds),
         "LOG_LEVEL": settings.log_level,
     }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OMNICONNECT_")}
-    return inherited | {f"OMNICONNECT_{name}": value for name, value in given.items()}
+    return {f"OMNICONNECT_{name}": value for name, value in given.items()}
+
+
+def _serve(environ: Mapping[str, str]) -> None:
+    for name in [each for each in os.environ if each.startswith("OMNICONNECT_")]:
+        del os.environ[name]
+    os.environ |= environ
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    sys.argv[1:] = ["serve"]
+    cli.main()
 
 
 @contextmanager
-def _spawned(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "service", "serve"]
-    with subprocess.Popen(command, cwd=_ROOT, env=dict(environ), stderr=subprocess.DEVNULL) as process:  # noqa: S603 -- our own
-        try:
-            yield process
-        finally:
-            process.kill()
+def _forked(environ: Mapping[str, str]) -> Iterator[ForkServerProcess]:
+    process = FORKS.Process(target=_serve, args=(environ,), daemon=True)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
-async def _ready(process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
+async def _ready(process: ForkServerProcess, client: httpx.AsyncClient) -> None:
     give_up = SYSTEM_CLOCK.monotonic() + _START_SECONDS
     while True:
-        assert process.poll() is None, f"the service ended with {process.returncode}"
+        assert process.is_alive(), f"the service ended with {process.exitcode}"
         assert SYSTEM_CLOCK.monotonic() < give_up, "the service did not become ready"
         try:
             if (await client.get("/readyz")).status_code == 200:

@@ -53,7 +53,7 @@ class Balancer(httpx.AsyncBaseTransport):
     async def look_after(self, process: ServiceProcess) -> None:
         """Ask a process whether it is ready until it has ended."""
         url = str(process.client.base_url)
-        while process.process.poll() is None:
+        while process.exit_code is None:
             try:
                 ready = (await process.client.get("/readyz")).status_code == 200
             except httpx.TransportError:
@@ -190,8 +190,8 @@ async def test_a_rolling_restart_fails_no_read_links_nothing_twice_and_loses_no_
 
 async def _ended(process: ServiceProcess) -> None:
     process.terminate()
-    await eventually(lambda: process.process.poll() is not None, seconds=GRACEFUL_SECONDS)
-    assert process.process.returncode == 0
+    await eventually(lambda: process.exit_code is not None, seconds=GRACEFUL_SECONDS)
+    assert process.exit_code == 0
 
 
 async def test_sigterm_in_the_middle_of_everything_everybody_is_answered(
@@ -218,8 +218,8 @@ async def test_sigterm_in_the_middle_of_everything_everybody_is_answered(
         assert (await wait).json()["validation"]["state"] == "pending"
         assert (await link).status_code == 201
         assert (await start).status_code in {201, 202}
-        await eventually(lambda: leaving.process.poll() is not None, seconds=GRACEFUL_SECONDS)
-        assert leaving.process.returncode == 0
+        await eventually(lambda: leaving.exit_code is not None, seconds=GRACEFUL_SECONDS)
+        assert leaving.exit_code == 0
         assert (await linking.show()).json()["session"]["state"] == "linked"
         [started] = (await starting.show()).json()["session"]["validations"]
         assert (await starting.validation(started["id"], wait=20)).json()["validation"]["state"] == "succeeded"

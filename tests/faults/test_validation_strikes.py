@@ -21,6 +21,7 @@ from tests.faults.victims import Point, Victim, victim
 from tests.link.waiting import until
 from tests.walk import Walk
 
+HELD: Final = Point("job_hold", 1, "after")
 ADDED: Final = Point("validation_add", 1, "after")
 SENDS: Final = Point("POST jobs", 1, "before")
 ANSWERED: Final = Point("POST jobs", 1, "after")
@@ -109,7 +110,7 @@ async def test_standing_still_anywhere_it_sends_nothing_after_it_was_given_up(
     struck: Settings, survivor: Replica, upstream: SandboxServer, redis: Redis
 ) -> None:
     points = await validation_points(struck, survivor, redis)
-    for point in chosen(points, [Point("job_hold", 1, "after"), ADDED, ANSWERED, OVER]):
+    for point in chosen(points, [HELD, ADDED, OVER]):
         # Between its last look at its lease and the call nothing can come but the call.
         if point != SENDS:
             await _pause(struck, survivor, upstream, redis, point=point)

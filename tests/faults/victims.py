@@ -6,7 +6,6 @@ it comes to, so that tests take them from there and miss none.
 """
 
 import asyncio
-import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -28,12 +27,12 @@ from service.stores.connection import Store, _script
 from service.upstream.transport import Transport
 from service.wiring import Timing
 from tests.conftest import running_replica
-from tests.processes import eventually
+from tests.processes import FORKS, eventually
 from tests.walk import Walk
 
 __all__ = ["LEASE_SECONDS", "TIMING", "Moment", "Point", "Victim", "victim"]
 
-LEASE_SECONDS: Final = 0.4
+LEASE_SECONDS: Final = float(os.environ.get("FAULT_LEASE_SECONDS", "0.4"))
 """Of all that whoever takes part holds: what a process held that is gone, or stands still, is over soon."""
 
 TIMING: Final = Timing(claim_lease=LEASE_SECONDS, sent_lease=LEASE_SECONDS, patience=Patience(mark=LEASE_SECONDS / 4))
@@ -41,8 +40,6 @@ TIMING: Final = Timing(claim_lease=LEASE_SECONDS, sent_lease=LEASE_SECONDS, pati
 Moment = Literal["before", "after"]
 _T = TypeVar("_T")
 _FLOWS: Final = ("/validations", "/links")
-_forks: Final = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload([__name__])
 _in_flow: ContextVar[bool] = ContextVar("in flow", default=False)
 
 
@@ -162,6 +159,11 @@ class Victim:
         """End it without a chance to tidy up."""
         self._process.kill()
 
+    def stand_still(self) -> None:
+        """Stop it, as it would stop itself."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
     def go_on(self) -> None:
         """Let one that stands still go on."""
         assert self._process.pid is not None
@@ -173,8 +175,8 @@ async def victim(
     settings: Settings, *, strike: Point | None = None, number: signal.Signals = signal.SIGKILL
 ) -> AsyncIterator[Victim]:
     """A process that sends itself a signal at a point, or tells all points that it comes to."""
-    heard, tell = _forks.Pipe(duplex=False)
-    process = _forks.Process(target=_run, args=(settings, tell, strike, number), daemon=True)
+    heard, tell = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_run, args=(settings, tell, strike, number), daemon=True)
     process.start()
     tell.close()
     try:

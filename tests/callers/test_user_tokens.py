@@ -344,6 +344,19 @@ async def test_a_provider_that_was_never_reached_is_an_outage_and_no_refusal(
     assert (await open_as(door, provider.token())).status_code == 201
 
 
+@pytest.mark.parametrize(("apart_seconds", "status"), [(20, 201), (90, 401)])
+@pytest.mark.parametrize("claim", ["issued ahead", "expired behind"])
+async def test_clocks_of_the_provider_and_of_this_service_may_be_half_a_minute_apart(
+    door: Replica, provider: Provider, claim: str, apart_seconds: int, status: int
+) -> None:
+    now = int(time.time())
+    if claim == "issued ahead":
+        token = provider.token(iat=now + apart_seconds, nbf=now + apart_seconds)
+    else:
+        token = provider.token(iat=now - 600, exp=now - apart_seconds)
+    assert (await open_as(door, token)).status_code == status
+
+
 async def test_a_private_key_in_the_set_is_not_used(door: Replica, provider: Provider) -> None:
     leaked = new_rsa("leaked")
     leaked.public["d"] = "AQAB"

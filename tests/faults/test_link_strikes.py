@@ -26,7 +26,7 @@ MARKED: Final = Point("guard_mark", 1, "after")
 ANSWERED: Final = Point("POST batch", 1, "after")
 RECORDED: Final = Point("guard_result", 1, "after")
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("forks")]  # from one process
 
 
 async def _killed(

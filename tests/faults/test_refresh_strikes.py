@@ -3,6 +3,7 @@
 import asyncio
 import signal
 
+import pytest
 from redis.asyncio import Redis
 
 from service.sandbox.server import SandboxServer
@@ -10,6 +11,8 @@ from service.settings import Settings
 from tests.conftest import Replica, running_replica
 from tests.faults.flows import forget_shared, sent
 from tests.faults.victims import TIMING, Point, victim
+
+pytestmark = pytest.mark.xdist_group("forks")
 
 
 async def test_a_token_that_was_fetched_before_a_pause_does_not_replace_the_one_fetched_meanwhile(

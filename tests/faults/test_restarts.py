@@ -17,6 +17,7 @@ from service.settings import SANDBOX_API_KEY
 from tests.conftest import make_settings, running_replica
 from tests.events.sse import listening
 from tests.faults.flows import sent
+from tests.plain import NO_TLS
 from tests.processes import ServiceProcess, eventually, serving
 from tests.walk import SRP, Walk
 
@@ -27,7 +28,7 @@ DRAIN_SECONDS: Final = 0.5
 LOOK_SECONDS: Final = 0.05
 GRACEFUL_SECONDS: Final = 30
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("forks")]
 
 
 class Balancer(httpx.AsyncBaseTransport):
@@ -36,7 +37,9 @@ class Balancer(httpx.AsyncBaseTransport):
     def __init__(self) -> None:
         self._ready: list[str] = []
         self._turn = 0
-        self._behind = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
+        self._behind = httpx.AsyncHTTPTransport(
+            limits=httpx.Limits(max_keepalive_connections=0), trust_env=False, verify=NO_TLS
+        )
 
     @override
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -157,7 +160,7 @@ async def test_a_rolling_restart_fails_no_read_links_nothing_twice_and_loses_no_
     balancer = Balancer()
     async with (
         AsyncExitStack() as stack,
-        httpx.AsyncClient(transport=balancer, base_url="http://balancer", timeout=40) as client,
+        httpx.AsyncClient(transport=balancer, verify=NO_TLS, base_url="http://balancer", timeout=40) as client,
         asyncio.TaskGroup() as group,
     ):
 

@@ -28,7 +28,7 @@ ANSWERED: Final = Point("POST jobs", 1, "after")
 KNOWN: Final = Point("validation_set", 1, "after")
 OVER: Final = Point("validation_set", 2, "after")
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("forks")]  # from one process
 
 
 async def _validations(walk: Walk) -> list[dict[str, Any]]:

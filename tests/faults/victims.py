@@ -27,6 +27,7 @@ from service.stores.connection import Store, _script
 from service.upstream.transport import Transport
 from service.wiring import Timing
 from tests.conftest import running_replica
+from tests.plain import NO_TLS
 from tests.processes import FORKS, eventually
 from tests.walk import Walk
 
@@ -181,7 +182,7 @@ async def victim(
     tell.close()
     try:
         await eventually(heard.poll)
-        async with httpx.AsyncClient(base_url=heard.recv(), timeout=20, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=heard.recv(), timeout=20, trust_env=False, verify=NO_TLS) as client:
             yield Victim(process, heard, client)
     finally:
         process.kill()

@@ -17,6 +17,7 @@ from service.clock import SYSTEM_CLOCK
 from service.sandbox.server import SandboxServer
 from service.stores.embedded import EmbeddedStore
 from tests.conftest import make_settings
+from tests.plain import NO_TLS
 from tests.processes import serving
 from tests.soak.gauges import BOUNDS, Sample, mean, slope_per_minute, take
 from tests.soak.people import Town, visit
@@ -65,7 +66,9 @@ async def _soak(seconds: float, seed: int) -> int:
         redis = await stack.enter_async_context(Redis.from_url(store.url))
         limits = httpx.Limits(max_connections=None)
         client = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=service.client.base_url, timeout=40, limits=limits, trust_env=False)
+            httpx.AsyncClient(
+                base_url=service.client.base_url, timeout=40, limits=limits, trust_env=False, verify=NO_TLS
+            )
         )
         town = Town(client, random.Random(seed))  # noqa: S311 -- chooses what is tested
         await visit(town)

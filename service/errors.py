@@ -22,6 +22,7 @@ __all__ = [
     "NotAcceptable",
     "NotFound",
     "OutcomeUnknown",
+    "Overloaded",
     "RateLimited",
     "ServiceError",
     "SessionClosed",
@@ -35,6 +36,7 @@ __all__ = [
     "UpstreamCredentialsRejected",
     "UpstreamError",
     "UpstreamMalformed",
+    "UpstreamShut",
     "UpstreamTimeout",
     "UpstreamUnavailable",
     "UserClosed",
@@ -267,8 +269,8 @@ class UpstreamError(ServiceError):
     message = "The upstream refused the call"
     retryable = True
 
-    def __init__(self, status: int) -> None:
-        super().__init__()
+    def __init__(self, status: int, *, retry_after: int | None = None) -> None:
+        super().__init__(retry_after=retry_after)
         self.status = status
 
 
@@ -291,14 +293,31 @@ class UpstreamUnavailable(ServiceError):
     retry_after = 5
 
 
-class UpstreamBusy(ServiceError):
-    """Too many calls to the upstream are under way: this one had no turn in time, and nothing of it was sent."""
+class Overloaded(ServiceError):
+    """Too much is under way: this was not even begun."""
 
     code = "overloaded"
     fault = Fault.SERVER
-    message = "Too many calls to the upstream are under way"
+    message = "Too many requests are under way"
     retryable = True
     retry_after = 1
+
+
+class UpstreamBusy(Overloaded):
+    """Too many calls to the upstream are under way: this one had no turn in time, and nothing of it was sent."""
+
+    message = "Too many calls to the upstream are under way"
+
+
+class UpstreamShut(UpstreamBusy):
+    """The upstream is left alone for a while, since it fails: nothing of this call was sent.
+
+    To the caller it is the same as `UpstreamUnavailable`; not so to what decides whether a call may have taken effect.
+    """
+
+    code = UpstreamUnavailable.code
+    message = "The upstream fails, and is left alone for a while"
+    retry_after = 5
 
 
 class UpstreamTimeout(ServiceError):

@@ -17,6 +17,7 @@ __all__ = [
     "STORE_FAILURES",
     "TASKS",
     "UPSTREAM_DROPPED",
+    "UPSTREAM_SHUT",
     "answered",
     "called",
     "configure_logs",
@@ -32,6 +33,9 @@ UPSTREAM_SECONDS: Final = Histogram(
     "omniconnect_upstream_seconds", "Time the vendor took", ["operation"], buckets=_SECONDS
 )
 UPSTREAM_DROPPED: Final = Counter("omniconnect_upstream_dropped", "Parts of vendor answers that were dropped", ["what"])
+UPSTREAM_SHUT: Final = Gauge(
+    "omniconnect_upstream_shut", "Circuit breakers that are open", ["operation"], multiprocess_mode="livesum"
+)
 STORE_FAILURES: Final = Counter("omniconnect_store_failures", "Redis commands that failed", ["reason"])
 RUNNING_JOBS: Final = Gauge(
     "omniconnect_running_jobs", "Validations that are being polled", multiprocess_mode="livesum"

@@ -47,6 +47,7 @@ from service.stores.tokens import TokenStore
 from service.telemetry import TASKS, log
 from service.upstream.client import UpstreamClient
 from service.upstream.companies import KNOWN_COMPANIES, CompanyRule, CompanyTable
+from service.upstream.limiter import LimiterRules
 from service.upstream.pictures import PictureClient
 from service.upstream.transport import Transport, TransportLimits
 
@@ -74,6 +75,7 @@ class Timing:
     """
 
     upstream: TransportLimits = field(default_factory=TransportLimits)
+    limiter: LimiterRules = field(default_factory=LimiterRules)
     patience: Patience = field(default_factory=Patience)
     claim_lease: float = 30.0
     sent_lease: float = 15.0
@@ -192,6 +194,8 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         credentials_url=settings.credentials_url or settings.upstream_url,
         client_id=settings.client_id,
         secret=settings.secret,
+        rules=timing.limiter,
+        clock=clock,
     )
     table = CompanyTable(extra=_rules(settings), https_only=https_only)
     tokens = TokenSource(

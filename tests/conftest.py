@@ -89,6 +89,14 @@ class MovableClock:
         self.ahead_ms += int(seconds * 1000)
 
 
+class LeapingClock(MovableClock):
+    """Monotonic time is pushed along."""
+
+    @override
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead_ms / 1000
+
+
 @pytest.fixture
 def clock() -> MovableClock:
     return MovableClock()

@@ -6,19 +6,23 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.sandbox.server import SandboxServer
+from service.upstream.limiter import LimiterRules
 from service.upstream.transport import TransportLimits
 from service.wiring import Timing
 from tests.conftest import Replica, make_settings, running_replica
 
-__all__ = ["lasting", "shared", "vendor"]
+__all__ = ["HASTY", "NEVER_SHUT", "lasting", "shared", "vendor"]
 
-_HASTY = Timing(upstream=TransportLimits(connect_seconds=1.0, total_seconds=1.0))
+NEVER_SHUT = LimiterRules(failures=10**9, success_share=0)
+"""For a vendor that goes wrong more often than a breaker stands."""
+
+HASTY = Timing(upstream=TransportLimits(connect_seconds=1.0, total_seconds=1.0), limiter=NEVER_SHUT)
 
 
 @pytest.fixture(scope="module")
 async def lasting(valkey: str, omniconnect_sandbox_server: SandboxServer) -> AsyncIterator[Replica]:
     settings = make_settings(valkey, omniconnect_sandbox_server.url, f"t{uuid.uuid4().hex[:12]}")
-    async with running_replica(settings, timing=_HASTY) as started:
+    async with running_replica(settings, timing=HASTY) as started:
         yield started
 
 

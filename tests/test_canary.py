@@ -35,6 +35,7 @@ from tests.conftest import Replica, make_settings, running_replica
 from tests.faults.redis_line import RedisLine
 from tests.plain import NO_TLS
 from tests.processes import eventually
+from tests.shared import NEVER_SHUT
 from tests.walk import APS, PASSWORD, PGE, SCE, SRP, Walk, sign_in
 
 USERS: Final = [
@@ -164,7 +165,7 @@ async def replica(
     del capture  # from the start on
     settings = make_settings(line.url, upstream.url, prefix, redis_timeout=0.1)
     finds.add("settings", f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}")
-    timing = Timing(upstream=TransportLimits(total_seconds=0.4))
+    timing = Timing(upstream=TransportLimits(total_seconds=0.4), limiter=NEVER_SHUT)
     async with running_replica(settings, timing=timing) as running:
 
         async def note(response: httpx.Response) -> None:
@@ -283,6 +284,7 @@ async def drive_faults(replica: Replica, upstream: SandboxServer) -> None:
     faults.add("token", "status", value=401, times=None)
     await replica.client.post("/v1/sessions", headers=replica.walk().server_headers, json={})
     faults.clear()
+    tokens.accepted()
 
 
 async def drive_bugs(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:

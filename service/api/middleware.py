@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.envelope import failure, quota_headers
-from service.errors import InternalError, NotAcceptable, ShuttingDown
+from service.errors import InternalError, NotAcceptable, Overloaded, ShuttingDown
 from service.telemetry import answered, log
 
 __all__ = ["HEADERS", "Around"]
@@ -24,6 +24,10 @@ _PROCESS: Final = secrets.token_hex(10)
 _NUMBERS: Final = itertools.count()
 _PROBES: Final = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked every few seconds by machines; their log lines would bury all others."""
+
+_MOST_READS: Final = 1000
+_MOST_REQUESTS: Final = 1250
+"""In flight in one process. Reads go first: what a person does was prepared by many of them."""
 
 HEADERS: Final = (
     (b"cache-control", b"no-store"),
@@ -40,6 +44,7 @@ class Around:
     def __init__(self, app: ASGIApp, *, closing: Callable[[], bool]) -> None:
         self._app = app
         self._closing = closing
+        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -82,7 +87,15 @@ class Around:
             return await failure(scope, NotAcceptable())(scope, receive, send)
         if scope["path"].startswith(("/v1/", "/api/", "/link/")) and scope["method"] == "POST" and self._closing():
             return await failure(scope, ShuttingDown())(scope, receive, send)
-        return await self._app(scope, receive, send)
+        if _is_free(scope, headers):
+            return await self._app(scope, receive, send)
+        if self._in_flight >= (_MOST_READS if scope["method"] == "GET" else _MOST_REQUESTS):
+            return await failure(scope, Overloaded())(scope, receive, send)
+        self._in_flight += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._in_flight -= 1
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         # The template, not the path: a path holds ids, and whatever else a caller puts there.
@@ -92,6 +105,12 @@ class Around:
         answered(template, scope["method"] if template != "none" else "ANY", known, seconds)
         tell = log.debug if template in _PROBES else log.info
         tell("request", route=template, method=scope["method"][:16], status=known, ms=round(seconds * 1000, 1))
+
+
+def _is_free(scope: Scope, headers: Headers) -> bool:
+    """Whether a request is let in however many there are: probes, and those that hold a line and do nothing."""
+    path = scope["path"]
+    return path in _PROBES or path.endswith("/events") or ("/validations" in path and "prefer" in headers)
 
 
 def _new_request_id() -> str:

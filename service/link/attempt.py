@@ -231,6 +231,7 @@ class Attempts:
         except LinkUnclear as lost:
             unclear = await self._finish(attempt, "unknown", accounts, unclear=[attempt.id])
             raise OutcomeUnknown(unclear) from lost
+        self._tokens.accepted()
 
     async def _finish(
         self,

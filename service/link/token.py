@@ -25,6 +25,9 @@ _REFRESH_AT_SHARE_OF_LIFE: Final = 0.8
 _REFUSED_REMEMBERED: Final = 16
 """Refused tokens that may still be on their way here from Redis."""
 
+_REST_SECONDS: Final = 30.0
+_REFUSALS_BEFORE_REST: Final = 2
+
 
 class TokenSource:
     """Where calls to the vendor get their bearer token from."""
@@ -45,6 +48,9 @@ class TokenSource:
         self._clock = clock
         self._token: UpstreamToken | None = None
         self._refused: deque[str] = deque(maxlen=_REFUSED_REMEMBERED)
+        self._unproven: str | None = None
+        self._refusals = 0
+        self._fetched_at: float = 0
         self._refresh = Refresh(
             key=key,
             look=self._look,
@@ -60,7 +66,7 @@ class TokenSource:
         """A token that is good by the clock; refreshed in the background ahead of its end.
 
         Raises:
-            UpstreamCredentialsRejected: The vendor refuses our client id and secret.
+            UpstreamCredentialsRejected: The vendor refuses our client id and secret, or did so a moment ago.
             ServiceError: The vendor cannot be reached, or makes no sense.
         """
         token = self._token
@@ -86,6 +92,9 @@ class TokenSource:
         """Forget a token that the vendor has refused; a newer one stays."""
         if token.version not in self._refused:
             self._refused.append(token.version)
+        if self._unproven == token.version:
+            self._unproven = None
+            self._refusals += 1
         if self._token is not None and self._token.version == token.version:
             self._token = None
         with suppress(StoreUnavailable):
@@ -100,10 +109,18 @@ class TokenSource:
         for _ in range(2):
             token = await self.get()
             try:
-                return await call(token.value)
+                result = await call(token.value)
             except TokenRejected:
                 await self.drop(token)
+            else:
+                self.accepted()
+                return result
         raise UpstreamCredentialsRejected
+
+    def accepted(self) -> None:
+        """The vendor has taken a token: those that it refused were revoked, and others will do."""
+        self._unproven = None
+        self._refusals = 0
 
     async def _look(self) -> UpstreamToken | None:
         stored = await self._store.read()
@@ -112,11 +129,24 @@ class TokenSource:
         return stored
 
     async def _fetch(self) -> UpstreamToken:
+        """Fetch a token; seldom, once the vendor has refused two that it had just issued to us, or our secret itself.
+
+        What other processes have fetched is looked for all the same, and does not count here: it may have been good.
+        """
+        started = self._clock.monotonic()
+        if self._refusals >= _REFUSALS_BEFORE_REST and started < self._fetched_at + _REST_SECONDS:
+            raise UpstreamCredentialsRejected
+        self._fetched_at = started
         asked_at = self._clock.now()
-        fetched = await self._client.fetch_token()
+        try:
+            fetched = await self._client.fetch_token()
+        except UpstreamCredentialsRejected:
+            self._refusals += 1
+            raise
+        self._unproven = secrets.token_hex(16)
         life = fetched.life_seconds * 1000
         return UpstreamToken(
-            version=secrets.token_hex(16),
+            version=self._unproven,
             account_id=fetched.account_id,
             value=fetched.value,
             refresh_at=Millis(asked_at + int(life * _REFRESH_AT_SHARE_OF_LIFE)),

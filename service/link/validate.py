@@ -137,13 +137,15 @@ class Validations:
             OutcomeUnknown: What the session has linked is unknown.
             TooManyAttempts: The session, the account at the utility, or the address has had its share.
             RateLimited: The page has.
-            ServiceError: Nothing was sent, since Redis, the provider list or a token was not to be had; no attempt is
-                counted.
+            ServiceError: Nothing was sent, since Redis, the provider list or a token was not to be had, or the vendor
+                is left alone; no attempt is counted.
         """
         require_open(session, self._clock.now())
         company = await self._providers.find(provider_id)
         self._check(company, credentials)
-        await self._tokens.get()  # before anything is counted: without one, no credentials can be tried
+        # Before anything is counted: without these, no credentials can be tried.
+        self._client.check_jobs(provider_id)
+        await self._tokens.get()
         if session.client is not None:
             await self._doors.by_sign_in(session.client)
         account = self._counted_by(session, provider_id, credentials, address) if credentials else ""

@@ -246,6 +246,7 @@ class Watchers:
                     continue
                 if validation.deadline <= self._clock.now():
                     return await self._finish(job, {"state": "failed", "reason": "timed_out"})
+                asked_to_wait = 0
                 if self.holds(job):
                     try:
                         answer = await self._tokens.authorized(lambda token: self._client.read_job(token, job_id))
@@ -254,6 +255,7 @@ class Watchers:
                         failures += 1
                         if error.status < HTTPStatus.INTERNAL_SERVER_ERROR and error.status not in _PASSING_REFUSALS:
                             return await self._finish(job, {"state": "failed", "reason": "utility_unavailable"})
+                        asked_to_wait = error.retry_after or 0
                     except ServiceError:
                         failures += 1
                     else:
@@ -261,7 +263,8 @@ class Watchers:
                             await self._conclude(job, validation, answer)
                             return await self._learn(validation.provider_id, (pending_at + elapsed) / 2)
                         pending_at = elapsed
-                delay = self._cadence.delay(elapsed, histogram, failures)
+                left = (validation.deadline - self._clock.now()) / 1000
+                delay = min(max(self._cadence.delay(elapsed, histogram, failures), asked_to_wait), max(left, 0))
         return None
 
     async def _histogram(self, provider_id: str) -> Histogram:

@@ -1,27 +1,45 @@
 """One method per vendor call. Facts and their sources: `README.md` beside this file."""
 
-import time
-from collections.abc import Awaitable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Literal, TypeVar
 
 from pydantic import SecretStr
 
+from service.clock import SYSTEM_CLOCK, Clock
 from service.errors import (
     ServiceError,
     UpstreamBusy,
     UpstreamCredentialsRejected,
     UpstreamError,
+    UpstreamMalformed,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
 from service.telemetry import called
 from service.upstream import wire
+from service.upstream.limiter import Limiter, LimiterRules
+from service.upstream.retries import Retries
 from service.upstream.transport import Answer, Transport
 
 __all__ = ["LinkRefused", "LinkUnclear", "TokenRejected", "UpstreamClient"]
 
 _TOKEN_BODY_NAME: Final = "Omnimetic"  # noqa: S105 -- the literal name that the vendor's widget sends
+
+_T = TypeVar("_T")
+_Operation = Literal["token", "companies", "create_job", "read_job", "read_account", "link"]
+
+_MOST_AT_ONCE: Final[Mapping[_Operation, int]] = {
+    "token": 8,
+    "companies": 8,
+    "create_job": 256,
+    "read_job": 256,
+    "read_account": 512,
+    "link": 512,
+}
+"""Calls in flight, of `create_job` at each company; together less than there are connections."""
 
 
 class TokenRejected(Exception):
@@ -44,21 +62,33 @@ class UpstreamClient:
     """The vendor's API for one pair of client id and secret.
 
     Every method raises `UpstreamTimeout`, `UpstreamUnavailable`, `UpstreamMalformed` or `UpstreamError` when the vendor
-    fails, `UpstreamBusy` when nothing was sent for want of a connection, and `TokenRejected` when a bearer token is not
-    taken (any more).
+    fails, `UpstreamBusy` when nothing was sent for want of a connection or since the vendor is left alone, and
+    `TokenRejected` when a bearer token is not taken (any more).
 
     Attributes:
         reachable: Whether the last call had an answer; None before the first.
     """
 
     def __init__(
-        self, *, transport: Transport, base_url: str, credentials_url: str, client_id: str, secret: SecretStr
+        self,
+        *,
+        transport: Transport,
+        base_url: str,
+        credentials_url: str,
+        client_id: str,
+        secret: SecretStr,
+        rules: LimiterRules | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._transport = transport
         self._base = base_url.rstrip("/")
         self._credentials_base = credentials_url.rstrip("/")
         self._client_id = client_id
         self._secret = secret
+        self._clock = clock
+        self._rules = rules or LimiterRules()
+        self._limiters: dict[str, Limiter] = {}
+        self._retries = Retries(clock=clock)
         self.reachable: bool | None = None
 
     async def fetch_token(self) -> wire.FetchedToken:
@@ -68,15 +98,27 @@ class UpstreamClient:
             UpstreamCredentialsRejected: The vendor answered 401 to our client id and secret.
         """
         body = {"clientId": self._client_id, "secret": self._secret.get_secret_value(), "name": _TOKEN_BODY_NAME}
-        answer = await self._measured("token", self._transport.act(f"{self._base}/access-token", body=body))
-        if answer.status == HTTPStatus.UNAUTHORIZED:
-            raise UpstreamCredentialsRejected
-        _expect(answer, HTTPStatus.OK)
-        return wire.parse_token(answer.body)
+
+        def read(answer: Answer) -> wire.FetchedToken:
+            if answer.status == HTTPStatus.UNAUTHORIZED:
+                raise UpstreamCredentialsRejected
+            return wire.parse_token(_body(answer, HTTPStatus.OK))
+
+        return await self._call(
+            self._limiter("token"), lambda: self._transport.act(f"{self._base}/access-token", body=body), read
+        )
 
     async def list_companies(self, token: SecretStr) -> list[wire.Company]:
         """Step 2a."""
-        return wire.parse_companies(await self._get("companies", "/utility-companies", token))
+        return await self._get("companies", "/utility-companies", token, wire.parse_companies)
+
+    def check_jobs(self, company_id: str) -> None:
+        """Whether a credential validation could be started now.
+
+        Raises:
+            UpstreamShut: The vendor fails on those of this company, and is left alone.
+        """
+        self._limiter("create_job", company_id).check()
 
     async def create_job(
         self, token: SecretStr, *, company_id: str, job_type: str | None, username: SecretStr, password: SecretStr
@@ -89,19 +131,21 @@ class UpstreamClient:
         }
         headers = {"type": job_type} if job_type is not None else None
         url = f"{self._credentials_base}/jobs"
-        call = self._transport.act(url, body=body, token=token, headers=headers, lane="jobs")
-        answer = await self._measured("create_job", call)
-        _expect(answer, HTTPStatus.CREATED)
-        return wire.parse_job_id(answer.body)
+        return await self._call(
+            # Of its own for each company: one that hangs keeps no other one's customers waiting.
+            self._limiter("create_job", company_id),
+            lambda: self._transport.act(url, body=body, token=token, headers=headers, lane="jobs"),
+            lambda answer: wire.parse_job_id(_body(answer, HTTPStatus.CREATED)),
+        )
 
     async def read_job(self, token: SecretStr, job_id: str) -> wire.JobAnswer:
         """How a job stands."""
-        return wire.parse_job(await self._get("read_job", f"/jobs/{job_id}", token))
+        return await self._get("read_job", f"/jobs/{job_id}", token, wire.parse_job)
 
     async def read_utility_account(self, token: SecretStr, account_id: str) -> wire.UtilityAccount:
         """Step 3."""
-        body = await self._get("read_account", f"/utility-user-account/{account_id}", token)
-        return wire.parse_utility_account(body)
+        path = f"/utility-user-account/{account_id}"
+        return await self._get("read_account", path, token, wire.parse_utility_account)
 
     async def link(self, token: SecretStr, *, account_id: str, service_account_ids: Sequence[str]) -> None:
         """Step 4. Sent once, whatever happens; returns when linked.
@@ -110,61 +154,103 @@ class UpstreamClient:
             TokenRejected: A complete 401: nothing ran.
             LinkRefused: A 4xx but 408 and 429: nothing is linked.
             LinkUnclear: Everything else, and silence.
-            UpstreamBusy: No connection was free: nothing was sent.
+            UpstreamBusy: No connection was free, or the vendor is left alone: nothing was sent.
         """
         url = f"{self._base}/{account_id}/utility-service-accounts/batch"
-        call = self._transport.act(
-            url,
-            body=list(service_account_ids),
-            token=token,
-            want_body=lambda status: status == HTTPStatus.UNAUTHORIZED,
-            lane="links",
-        )
+        ids = list(service_account_ids)
         try:
-            status = (await self._measured("link", call)).status
+            await self._call(
+                self._limiter("link"),
+                lambda: self._transport.act(url, body=ids, token=token, want_body=_is_unauthorized, lane="links"),
+                _read_link,
+            )
         except UpstreamBusy:
             raise
         except ServiceError as error:
             raise LinkUnclear from error
-        if status == HTTPStatus.CREATED:
-            return
-        if status == HTTPStatus.UNAUTHORIZED:
-            raise TokenRejected
-        unclear = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
-        if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in unclear:
-            raise LinkRefused(status)
-        raise LinkUnclear
 
-    async def _get(self, operation: str, path: str, token: SecretStr) -> bytes:
+    async def _get(self, operation: _Operation, path: str, token: SecretStr, parse: Callable[[bytes], _T]) -> _T:
+        """Read, and read again if that may help; all in the time that one call has."""
         url = f"{self._base}{path}"
-        try:
-            answer = await self._measured(operation, self._transport.read(url, token=token))
-        except UpstreamUnavailable:
-            # Most likely the vendor closed a kept-alive connection just then; a read may be repeated, once.
-            answer = await self._measured(operation, self._transport.read(url, token=token, fresh=True))
-        _expect(answer, HTTPStatus.OK)
-        return answer.body
+        limiter = self._limiter(operation)
+        self._retries.earn()
+        give_up = self._clock.monotonic() + self._transport.total_seconds
 
-    async def _measured(self, operation: str, call: Awaitable[Answer]) -> Answer:
-        started = time.perf_counter()
+        def read(answer: Answer) -> _T:
+            return parse(_body(answer, HTTPStatus.OK))
+
+        retries = 0
+        while True:
+            # Again on a connection of its own: most likely the vendor closed a kept-alive one just then.
+            seconds = give_up - self._clock.monotonic() if retries else None
+            send = partial(self._transport.read, url, token=token, fresh=retries > 0, seconds=seconds)
+            try:
+                return await self._call(limiter, send, read)
+            except ServiceError as error:
+                delay = self._retries.delay(error, retries=retries, left=give_up - self._clock.monotonic())
+                if delay is None:
+                    raise
+            await asyncio.sleep(delay)
+            retries += 1
+
+    def _limiter(self, operation: _Operation, of: str = "") -> Limiter:
+        limiter = self._limiters.get(operation + of)
+        if limiter is None:
+            limiter = Limiter(operation, most=_MOST_AT_ONCE[operation], rules=self._rules, clock=self._clock)
+            self._limiters[operation + of] = limiter
+        return limiter
+
+    async def _call(self, limiter: Limiter, send: Callable[[], Awaitable[Answer]], read: Callable[[Answer], _T]) -> _T:
+        """One exchange through a limiter, and read. A 4xx speaks of the request, and so well of the vendor."""
+        era = await limiter.enter()
+        started = self._clock.monotonic()
         outcome = "cancelled"
+        good: bool | None = None
         try:
-            answer = await call
+            answer = await send()
             outcome = str(answer.status)
-        except ServiceError as error:
+            self.reachable = True
+            good = HTTPStatus.BAD_REQUEST <= answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
+            result = read(answer)
+            good = True
+        except (UpstreamTimeout, UpstreamUnavailable, UpstreamMalformed) as error:
             outcome = error.code
-            if not isinstance(error, UpstreamBusy):
-                self.reachable = not isinstance(error, (UpstreamTimeout, UpstreamUnavailable))
+            good = False
+            self.reachable = isinstance(error, UpstreamMalformed)
+            raise
+        except UpstreamBusy as error:
+            outcome = error.code
             raise
         else:
-            self.reachable = True
-            return answer
+            return result
         finally:
-            called(operation, outcome, time.perf_counter() - started)
+            now = self._clock.monotonic()
+            limiter.leave(era, good=good, now=now)
+            called(limiter.operation, outcome, now - started)
 
 
-def _expect(answer: Answer, status: HTTPStatus) -> None:
+def _is_unauthorized(status: int) -> bool:
+    return status == HTTPStatus.UNAUTHORIZED
+
+
+def _read_link(answer: Answer) -> None:
+    status = answer.status
+    if status == HTTPStatus.CREATED:
+        return
+    if status == HTTPStatus.UNAUTHORIZED:
+        raise TokenRejected
+    unclear = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in unclear:
+        raise LinkRefused(status)
+    raise LinkUnclear
+
+
+def _body(answer: Answer, status: HTTPStatus) -> bytes:
+    """What a call has brought that went as it should."""
     if answer.status == HTTPStatus.UNAUTHORIZED:
         raise TokenRejected
     if answer.status != status:
-        raise UpstreamError(answer.status)
+        raise UpstreamError(answer.status, retry_after=answer.retry_after)
+    if not answer.json:
+        raise UpstreamMalformed
+    return answer.body

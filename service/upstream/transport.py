@@ -9,6 +9,8 @@ unless told otherwise; redirects, proxies and decompression are switched explici
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
+from http import HTTPStatus
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -30,6 +32,11 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 """Largest JSON body that is read, counted after decompression."""
 
 
+_PATIENCE_ASKED: Final = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+_LONGEST_PATIENCE_SECONDS: Final = 30
+"""What the vendor may ask of us at once; who asks again earlier is told again."""
+
+
 def _always(_status: int) -> bool:
     return True
 
@@ -41,16 +48,23 @@ class TransportLimits:
     connect_seconds: float = 2.0
     total_seconds: float = 10.0
     pool_wait_seconds: float = 2.0
-    max_connections: int = 512
+    max_connections: int = 1024
     keep_alive_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A complete answer: status line, headers, and the body if it was wanted."""
+    """A complete answer: status line, headers, and the body if it was wanted.
+
+    Attributes:
+        json: Whether the body claims to be JSON.
+        retry_after: Seconds that a vendor in trouble asks us to wait.
+    """
 
     status: int
     body: bytes = field(repr=False)
+    json: bool = True
+    retry_after: int | None = None
 
 
 class Transport:
@@ -94,6 +108,7 @@ class Transport:
                 builder = builder.add_root_certificate_pem(ca_pem)
             return builder.build()
 
+        self.total_seconds = limits.total_seconds
         self._total = timedelta(seconds=limits.total_seconds)
         self._build = build
         self._kept = build(limits.max_connections)
@@ -109,8 +124,10 @@ class Transport:
         for client in self._fresh.values():
             await client.close()
 
-    async def read(self, url: str, *, token: SecretStr | None, fresh: bool = False) -> Answer:
-        """GET on a kept-alive connection, or on a `fresh` one.
+    async def read(
+        self, url: str, *, token: SecretStr | None, fresh: bool = False, seconds: float | None = None
+    ) -> Answer:
+        """GET on a kept-alive connection, or on a `fresh` one, within `seconds` if that is less than the usual time.
 
         Raises:
             UpstreamBusy: No connection was free in time; nothing was sent.
@@ -118,7 +135,8 @@ class Transport:
             UpstreamUnavailable: The connection failed or broke.
             UpstreamMalformed: The body is over `MAX_BODY_BYTES`.
         """
-        return await self._exchange(self._lane("common") if fresh else self._kept, "GET", url, token=token)
+        client = self._lane("common") if fresh else self._kept
+        return await self._exchange(client, "GET", url, token=token, seconds=seconds)
 
     async def act(
         self,
@@ -166,8 +184,10 @@ class Transport:
         body: object = None,
         headers: Mapping[str, str] | None = None,
         want_body: Callable[[int], bool] = _always,
+        seconds: float | None = None,
     ) -> Answer:
-        request = client.request(method, url).timeout(self._total).header("accept", "application/json")
+        limit = self._total if seconds is None else min(self._total, timedelta(seconds=seconds))
+        request = client.request(method, url).timeout(limit).header("accept", "application/json")
         if token is not None:
             request = request.header("authorization", f"Bearer {token.get_secret_value()}", is_sensitive=True)
         if body is not None:
@@ -179,7 +199,11 @@ class Transport:
             request = request.header(name, value)
         try:
             async with request.build_streamed() as response:
-                return Answer(response.status, await _read_bounded(response) if want_body(response.status) else b"")
+                status = response.status
+                body = await _read_bounded(response) if want_body(status) else b""
+                if status in _PATIENCE_ASKED:
+                    return Answer(status, body, retry_after=_seconds(response.headers.get("retry-after")))
+                return Answer(status, body, _is_json(response.headers.get("content-type")))
         except PoolTimeoutError as error:
             raise UpstreamBusy from error
         except RequestTimeoutError as error:
@@ -188,6 +212,20 @@ class Transport:
             raise (UpstreamUnavailable if _broke_off(error) else UpstreamMalformed) from error
         except PyreqwestError as error:
             raise UpstreamUnavailable from error
+
+
+@lru_cache(maxsize=64)
+def _is_json(content_type: str | None) -> bool:
+    """Whether a body may be read as JSON. Unlabelled, it may: nothing is claimed that could be wrong."""
+    media_type = (content_type or "application/json").partition(";")[0].strip().lower()
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def _seconds(retry_after: str | None) -> int | None:
+    """Of `Retry-After`, the form that needs no agreement of clocks."""
+    if retry_after is None or not (retry_after.isascii() and retry_after.isdigit()):
+        return None
+    return max(1, min(_LONGEST_PATIENCE_SECONDS, int(retry_after[:9])))
 
 
 def _broke_off(error: DecodeError) -> bool:

@@ -7,10 +7,8 @@ import pytest
 
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
-from service.upstream.transport import TransportLimits
-from service.wiring import Timing
 from tests.conftest import Replica, make_settings, running_replica
-from tests.shared import shared, vendor
+from tests.shared import HASTY, shared, vendor
 
 __all__ = ["shared", "vendor"]
 
@@ -26,6 +24,5 @@ def settings(valkey: str, upstream: SandboxServer, prefix: str) -> Settings:
 async def lasting(valkey: str, omniconnect_sandbox_server: SandboxServer) -> AsyncIterator[Replica]:
     prefix = f"t{uuid.uuid4().hex[:12]}"
     settings = make_settings(valkey, omniconnect_sandbox_server.url, prefix, account_attempts=PLENTY)
-    timing = Timing(upstream=TransportLimits(connect_seconds=1.0, total_seconds=1.0))
-    async with running_replica(settings, timing=timing) as started:
+    async with running_replica(settings, timing=HASTY) as started:
         yield started

@@ -47,6 +47,9 @@ class Tokens:
     async def drop(self, _token: UpstreamToken) -> None:
         pass
 
+    def accepted(self) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class Parts:

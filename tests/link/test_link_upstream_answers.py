@@ -21,6 +21,7 @@ from service.wiring import Timing
 from tests.conftest import Replica, running_replica
 from tests.link.parts import Parts, Tokens, connected, made_of
 from tests.link.waiting import until
+from tests.shared import NEVER_SHUT
 from tests.walk import Walk
 
 UPSTREAM_SECONDS = 0.4
@@ -180,6 +181,7 @@ async def direct(valkey: str, prefix: str, upstream: SandboxServer) -> AsyncIter
         credentials_url=upstream.url,
         client_id="",
         secret=SecretStr(""),
+        rules=NEVER_SHUT,
     )
     token = _OneToken(upstream.world.issue_token())
     async with transport, connected(valkey) as store:

@@ -19,7 +19,7 @@ from service.stores.connection import Store
 from service.stores.keys import Keys
 from service.stores.sealing import KeyRing
 from service.stores.tokens import TokenStore, UpstreamToken
-from tests.conftest import MovableClock, Replica, make_settings, running_replica
+from tests.conftest import LeapingClock, MovableClock, Replica, make_settings, running_replica
 from tests.processes import eventually, serving
 
 HEADERS = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
@@ -187,6 +187,100 @@ async def test_a_401_that_stays_ends_after_one_repetition(replica: Replica, upst
     assert (answer.status_code, answer.json()["code"]) == (502, "upstream_credentials_rejected")
     assert len(upstream.world.calls.all("companies")) == 2
     assert fetches(upstream) == 2
+
+
+@pytest.fixture
+async def leaping(settings: Settings) -> AsyncIterator[tuple[list[Replica], LeapingClock]]:
+    """Two replicas whose time can be pushed forward, pauses included."""
+    clock = LeapingClock()
+    async with running_replica(settings, clock=clock) as one, running_replica(settings, clock=clock) as other:
+        yield [one, other], clock
+
+
+def is_credentials_fault(answer: httpx.Response) -> None:
+    assert (answer.status_code, answer.json()["code"]) == (502, "upstream_credentials_rejected"), answer.text
+    assert (answer.json()["status"], "Retry-After" in answer.headers) == ("OM410", False)
+
+
+async def test_a_vendor_that_takes_no_token_is_asked_for_one_in_half_a_minute(
+    leaping: tuple[list[Replica], LeapingClock], upstream: SandboxServer
+) -> None:
+    (replica, _), clock = leaping
+    upstream.world.faults.add("companies", "status", value=401, times=None)
+    for pauses in range(3):
+        for _ in range(10):
+            is_credentials_fault(await replica.client.get("/v1/providers", headers=HEADERS))
+        assert fetches(upstream) == 2 + pauses
+        assert len(upstream.world.calls.all("companies")) == 2 + pauses
+        clock.forward(31)
+    upstream.world.faults.clear()
+    assert (await replica.client.get("/v1/providers", headers=HEADERS)).status_code == 200
+    upstream.world.tokens.revoke_all()
+    assert await source(replica).authorized(source(replica)._client.list_companies)  # heals at once, as ever
+    assert fetches(upstream) == 6
+
+
+async def test_a_vendor_that_takes_no_secret_is_asked_once_in_half_a_minute(
+    leaping: tuple[list[Replica], LeapingClock], upstream: SandboxServer
+) -> None:
+    (replica, _), clock = leaping
+    upstream.world.faults.add("token", "status", value=401, times=None)
+    for pauses in range(3):
+        for answer in await open_sessions([replica.client], 10):
+            is_credentials_fault(answer)
+        for _ in range(5):
+            is_credentials_fault(await replica.client.post("/v1/sessions", headers=HEADERS, json={}))
+        assert fetches(upstream) == 2 + pauses
+        clock.forward(31)
+    upstream.world.faults.clear()
+    assert (await replica.client.post("/v1/sessions", headers=HEADERS, json={})).status_code == 201
+
+
+async def test_a_replica_that_pauses_takes_a_token_of_another_one(
+    leaping: tuple[list[Replica], LeapingClock], upstream: SandboxServer
+) -> None:
+    (pausing, other), _ = leaping
+    upstream.world.faults.add("companies", "status", value=401, times=2)
+    is_credentials_fault(await pausing.client.get("/v1/providers", headers=HEADERS))
+    is_credentials_fault(await pausing.client.get("/v1/providers", headers=HEADERS))
+    assert fetches(upstream) == 2
+    token = await source(other).get()
+    assert (await pausing.client.get("/v1/providers", headers=HEADERS)).status_code == 200
+    assert await source(pausing).get() == token
+    assert fetches(upstream) == 3
+
+
+async def test_tokens_revoked_behind_a_replicas_back_are_no_reason_to_pause(
+    leaping: tuple[list[Replica], LeapingClock], upstream: SandboxServer
+) -> None:
+    """It meets dead tokens only: each is another replica's, which the vendor took, and revoked before this one came."""
+    (unlucky, other), _ = leaping
+
+    async def use(at: Replica) -> None:
+        assert await source(at).authorized(source(at)._client.list_companies)
+
+    calls = 0
+    for _ in range(4):
+        await use(other)
+        token = await source(unlucky).get()
+        upstream.world.tokens.revoke_all()
+        await use(other)
+        await source(unlucky).drop(token)
+        assert (await source(unlucky).get()).version != token.version
+        upstream.world.tokens.revoke_all()
+        await use(unlucky)
+        calls += 1
+    assert fetches(upstream) <= 1 + 2 * calls
+
+
+async def test_tokens_revoked_between_their_uses_are_no_reason_to_pause(
+    replica: Replica, upstream: SandboxServer
+) -> None:
+    tokens = source(replica)
+    for number in range(1, 6):
+        assert await tokens.authorized(tokens._client.list_companies)
+        assert fetches(upstream) == number
+        upstream.world.tokens.revoke_all()
 
 
 async def test_redis_cannot_read_it(replica: Replica, upstream: SandboxServer, store: Store) -> None:

@@ -7,9 +7,12 @@ import pytest
 from service.link.validate import Validations
 from service.sandbox.faults import Kind
 from service.sandbox.server import SandboxServer
+from service.settings import Settings
 from service.stores.records import ValidationRecord
-from tests.conftest import MovableClock, Replica
+from service.wiring import Timing
+from tests.conftest import LeapingClock, Replica, running_replica
 from tests.processes import eventually
+from tests.shared import NEVER_SHUT
 from tests.walk import PASSWORD
 
 MIB = 2**20
@@ -133,7 +136,15 @@ async def test_a_poll_that_is_clearly_refused_ends_the_validation(
     ("status", "told"), [(401, (502, "upstream_credentials_rejected")), (500, (502, "upstream_error"))]
 )
 async def test_without_a_token_nothing_is_sent_and_no_password_attempt_is_counted(
-    replica: Replica, upstream: SandboxServer, clock: MovableClock, status: int, told: tuple[int, str]
+    settings: Settings, upstream: SandboxServer, status: int, told: tuple[int, str]
+) -> None:
+    clock = LeapingClock()
+    async with running_replica(settings, clock=clock, timing=Timing(limiter=NEVER_SHUT)) as replica:
+        await without_a_token(replica, upstream, clock, status, told)
+
+
+async def without_a_token(
+    replica: Replica, upstream: SandboxServer, clock: LeapingClock, status: int, told: tuple[int, str]
 ) -> None:
     walk = await replica.walk().open(ttlSeconds=4 * 3600)
     await replica.client.get("/v1/providers", headers=walk.headers)
@@ -145,6 +156,7 @@ async def test_without_a_token_nothing_is_sent_and_no_password_attempt_is_counte
     assert upstream.world.calls.all("jobs") == []
     assert (await walk.show()).json()["session"]["validations"] == []
     upstream.world.faults.clear()
+    clock.forward(31)
     assert (await walk.validate("user_quick", PASSWORD)).json()["validation"]["state"] == "succeeded"
 
 

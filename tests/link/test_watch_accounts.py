@@ -101,10 +101,11 @@ async def test_accounts_that_the_vendor_failed_on_are_read_when_asked_for(
     shared: Replica, vendor: SandboxServer
 ) -> None:
     walk = await shared.walk().open()
-    vendor.world.faults.add("account", "status", value=500, times=2)
+    vendor.world.faults.add("account", "status", value=500, times=None)
     assert (await walk.validate("user_good")).json()["validation"]["state"] == "succeeded"
     failed = await walk.accounts()
     assert (failed.status_code, failed.json()["code"]) == (502, "upstream_error")
+    vendor.world.faults.clear()
     assert len((await walk.accounts()).json()["serviceAccounts"]) == 2
 
 

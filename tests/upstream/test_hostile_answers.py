@@ -17,6 +17,7 @@ from service.settings import SANDBOX_API_KEY
 from service.upstream.transport import TransportLimits
 from service.wiring import Timing
 from tests.conftest import Replica, make_settings, running_replica
+from tests.shared import NEVER_SHUT
 from tests.upstream.vendor import ROUTES, RawVendor, json_answer, raw
 
 HEADERS: Final = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
@@ -56,7 +57,7 @@ def replies(status: int) -> list[bytes]:
 
 @asynccontextmanager
 async def service_of(vendor: RawVendor, valkey: str, prefix: str) -> AsyncIterator[Replica]:
-    timing = Timing(upstream=TransportLimits(total_seconds=2))
+    timing = Timing(upstream=TransportLimits(total_seconds=2), limiter=NEVER_SHUT)
     async with running_replica(make_settings(valkey, vendor.url, prefix, poll_seconds=0.02), timing=timing) as replica:
         yield replica
 

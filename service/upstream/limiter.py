@@ -1,0 +1,156 @@
+"""Bulkhead and circuit breaker in one, for one operation of the vendor."""
+
+import asyncio
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from service.clock import Clock
+from service.errors import UpstreamBusy, UpstreamShut
+from service.telemetry import UPSTREAM_SHUT, log
+
+__all__ = ["Limiter", "LimiterRules"]
+
+_SLOTS: Final = 6
+"""Parts of the window: a result counts for five to six sixths of it."""
+
+_JITTER: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterRules:
+    """When an operation is left alone, and for how long.
+
+    Attributes:
+        wait_seconds: How long a call waits for its turn.
+        failures: So many in a row, or...
+        success_share: ...a smaller share of successes...
+        least_calls: ...among at least so many calls...
+        window_seconds: ...in this time open the breaker...
+        rest_seconds: ...for this long, with 20 % of jitter, or replicas would come back together.
+    """
+
+    wait_seconds: float = 2.0
+    failures: int = 5
+    success_share: float = 0.8
+    least_calls: int = 5
+    window_seconds: float = 30.0
+    rest_seconds: float = 30.0
+
+
+class Limiter:
+    """Lets `most` calls through at a time, and none while the operation fails.
+
+    Closed, all may pass. Open, none may. After its rest it is half-open: one call passes, and how that goes decides.
+    Whoever is not let through knows that nothing was sent.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        *,
+        most: int,
+        rules: LimiterRules,
+        clock: Clock,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.operation = operation
+        self._rules = rules
+        self._clock = clock
+        self._draw = draw
+        self._turns = asyncio.Semaphore(most)
+        self._opens_again: float | None = None
+        self._probing = False
+        self._era = 0
+        self._in_a_row = 0
+        self._slots: deque[list[int]] = deque(maxlen=_SLOTS)
+        self._slot_ends = -math.inf
+
+    def check(self) -> None:
+        """Whether a call could pass now.
+
+        Raises:
+            UpstreamShut: The breaker is open, or its one call is under way.
+        """
+        if self._opens_again is not None:
+            left = self._opens_again - self._clock.monotonic()
+            if left > 0 or self._probing:
+                raise UpstreamShut(retry_after=max(1, math.ceil(left)))
+
+    async def enter(self) -> int:
+        """Take a turn; returns what `leave` wants to know.
+
+        Raises:
+            UpstreamBusy: There was none in time.
+            UpstreamShut: As `check`.
+        """
+        if self._turns.locked():
+            self.check()
+            try:
+                async with asyncio.timeout(self._rules.wait_seconds):
+                    await self._turns.acquire()
+            except TimeoutError as error:
+                raise UpstreamBusy from error
+        else:
+            await self._turns.acquire()
+        if self._opens_again is not None:
+            try:
+                self.check()
+            except UpstreamShut:
+                self._turns.release()
+                raise
+            self._probing = True
+            self._era += 1
+        return self._era
+
+    def leave(self, era: int, *, good: bool | None, now: float) -> None:
+        """Give the turn back, and say how the call went; None if nothing was learned."""
+        self._turns.release()
+        if era != self._era:
+            return  # it began before the breaker opened or closed, and says nothing of the time since
+        if self._probing:
+            self._probing = False
+            if good is not None:
+                self._close() if good else self._open(now)
+        elif good:
+            self._in_a_row = 0
+            self._slot(now)[0] += 1
+        elif good is not None:
+            self._in_a_row += 1
+            self._slot(now)[1] += 1
+            if self._in_a_row >= self._rules.failures or self._too_few_successes():
+                self._open(now)
+
+    def _slot(self, now: float) -> list[int]:
+        """Successes and failures of the part of the window that is now."""
+        while now >= self._slot_ends:
+            if now >= self._slot_ends + self._rules.window_seconds:
+                self._slots.clear()
+                self._slot_ends = now
+            self._slots.append([0, 0])
+            self._slot_ends += self._rules.window_seconds / _SLOTS
+        return self._slots[-1]
+
+    def _too_few_successes(self) -> bool:
+        good = sum(each[0] for each in self._slots)
+        calls = good + sum(each[1] for each in self._slots)
+        return calls >= self._rules.least_calls and good < self._rules.success_share * calls
+
+    def _open(self, now: float) -> None:
+        if self._opens_again is None:
+            UPSTREAM_SHUT.labels(self.operation).inc()
+            log.warning("upstream_shut", operation=self.operation)
+        self._opens_again = now + self._rules.rest_seconds * (1 + _JITTER * (2 * self._draw() - 1))
+        self._era += 1
+
+    def _close(self) -> None:
+        UPSTREAM_SHUT.labels(self.operation).dec()
+        log.info("upstream_open_again", operation=self.operation)
+        self._opens_again = None
+        self._era += 1
+        self._in_a_row = 0
+        self._slots.clear()
+        self._slot_ends = -math.inf

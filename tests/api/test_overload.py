@@ -1,0 +1,100 @@
+"""A process that has enough to do says so at once: reads first, probes and those who only wait never."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Replica
+from tests.processes import eventually
+
+MOST_READS, MOST_REQUESTS = 3, 4
+
+
+class Held:
+    """Requests that stay in flight until they are let go."""
+
+    def __init__(self, replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inside = 0
+        self.release = asyncio.Event()
+        self._replica = replica
+        access = replica.app.state.steps.access
+        identify = access.identify
+
+        async def wait(credential: str | None) -> Any:
+            if credential is not None and "held" in credential:
+                self.inside += 1
+                await self.release.wait()
+            return await identify(credential)
+
+        monkeypatch.setattr(access, "identify", wait)
+
+    async def hold(self, count: int) -> list[asyncio.Task[httpx.Response]]:
+        expected = self.inside + count
+        headers = {"Authorization": "Bearer held"}
+        calls = [
+            asyncio.create_task(self._replica.client.post("/v1/sessions", headers=headers, json={}))
+            for _ in range(count)
+        ]
+        await eventually(lambda: self.inside >= expected)
+        return calls
+
+
+@pytest.fixture
+async def held(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Held]:
+    monkeypatch.setattr("service.api.middleware._MOST_READS", MOST_READS)
+    monkeypatch.setattr("service.api.middleware._MOST_REQUESTS", MOST_REQUESTS)
+    holding = Held(shared, monkeypatch)
+    yield holding
+    holding.release.set()
+
+
+def is_overloaded(answer: httpx.Response) -> None:
+    assert (answer.status_code, answer.json()["code"]) == (503, "overloaded"), answer.text
+    assert answer.json()["retryable"] is True
+    assert answer.headers["Retry-After"] == "1"
+
+
+async def test_reads_are_shed_first_then_all_but_probes_and_waiters(shared: Replica, held: Held) -> None:
+    walk = await shared.walk().open()
+    pending = (await walk.validate("user_slow", wait=None)).json()["validation"]["id"]
+    calls = await held.hold(MOST_READS)
+    is_overloaded(await walk.show())
+    assert (await walk.link(["sa_none"])).status_code == 404  # it was let in
+    calls += await held.hold(1)
+    is_overloaded(await walk.link(["sa_none"]))
+    is_overloaded(await walk.show())
+    for probe in ("/livez", "/readyz", "/metrics"):
+        assert (await shared.client.get(probe)).status_code == 200
+    assert (await walk.validation(pending, wait=1)).status_code == 200
+    async with shared.client.stream("GET", f"{walk.path}/events", headers=walk.headers) as stream:
+        assert stream.status_code == 200
+
+    held.release.set()
+    assert {each.status_code for each in await asyncio.gather(*calls)} == {401}
+    assert (await walk.show()).status_code == 200
+    assert (await walk.link(["sa_none"])).status_code == 404
+
+
+@pytest.mark.usefixtures("held")
+async def test_streams_and_waiters_take_no_place(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = await shared.walk().open()
+    pending = (await walk.validate("user_slow", wait=None)).json()["validation"]["id"]
+    validations = shared.app.state.steps.validations
+    wait, arrived = validations.wait, 0
+
+    async def counted(*args: Any) -> Any:
+        nonlocal arrived
+        arrived += 1
+        return await wait(*args)
+
+    monkeypatch.setattr(validations, "wait", counted)
+    waiting = [asyncio.create_task(walk.validation(pending, wait=20)) for _ in range(MOST_REQUESTS + 1)]
+    await eventually(lambda: arrived == len(waiting))
+    async with shared.client.stream("GET", f"{walk.path}/events", headers=walk.headers) as stream:
+        assert stream.status_code == 200
+        assert (await walk.show()).status_code == 200
+    await walk.client.delete(f"{walk.path}/validations/{pending}", headers=walk.headers)
+    assert {each.status_code for each in await asyncio.gather(*waiting)} == {200}

@@ -1,0 +1,184 @@
+"""Each operation of the vendor has a limiter: so many calls at once, and none for a while once it fails."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from service.clock import SYSTEM_CLOCK, Millis
+from service.errors import UpstreamBusy, UpstreamShut
+from service.upstream.limiter import Limiter, LimiterRules
+
+RULES: Final = LimiterRules(wait_seconds=0.05)
+
+
+class ManualClock:
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def now(self) -> Millis:
+        return Millis(int(self.seconds * 1000))
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def entered(limiter: Limiter) -> int:
+    """A turn that is free, taken without an event loop."""
+    coroutine = limiter.enter()
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        era: int = done.value
+        return era
+    raise AssertionError("it had to wait")
+
+
+@dataclass
+class Call:
+    era: int
+    life: int
+
+
+class Breaker(RuleBasedStateMachine):
+    """Beside a model that keeps every result: time moves by whole parts of the window, so that the two must agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = ManualClock()
+        self.drawn = 0.5
+        self.limiter = Limiter("read_job", most=1000, rules=RULES, clock=self.clock, draw=lambda: self.drawn)
+        self.calls: list[Call] = []
+        self.results: list[tuple[float, bool]] = []
+        self.opens_again: float | None = None
+        self.probe: Call | None = None
+        self.life = 0
+
+    @rule(steps=st.sampled_from([1, 1, 2, 5, 6, 8]))
+    def time_passes(self, steps: int) -> None:
+        self.clock.seconds += 5 * steps
+
+    @rule(drawn=st.sampled_from([0.0, 0.5, 1.0]))
+    def draw(self, drawn: float) -> None:
+        self.drawn = drawn
+
+    @rule()
+    def call(self) -> None:
+        shut = self.opens_again is not None and (self.clock.seconds < self.opens_again or self.probe is not None)
+        if shut:
+            with pytest.raises(UpstreamShut) as refused:
+                entered(self.limiter)
+            assert refused.value.retry_after is not None
+            assert 1 <= refused.value.retry_after <= 36
+            return
+        if self.opens_again is not None:
+            self.life += 1
+        call = Call(entered(self.limiter), self.life)
+        self.calls.append(call)
+        if self.opens_again is not None:
+            self.probe = call
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), good=st.sampled_from([True, True, False, False, False, None]))
+    def end(self, data: st.DataObject, good: bool | None) -> None:  # noqa: FBT001 -- drawn
+        call = self.calls.pop(data.draw(st.integers(0, len(self.calls) - 1)))
+        now = self.clock.seconds
+        self.limiter.leave(call.era, good=good, now=now)
+        if call is self.probe:
+            self.probe = None
+            if good:
+                self.opens_again, self.results = None, []
+                self.life += 1
+            elif good is False:
+                self._opened(now)
+        elif call.life == self.life and good is not None and self.opens_again is None:
+            self.results.append((now, good))
+            last = [each for _, each in self.results[-RULES.failures :]]
+            window = [each for moment, each in self.results if now - moment < RULES.window_seconds]
+            few = len(window) >= RULES.least_calls and sum(window) < RULES.success_share * len(window)
+            if not good and (few or (len(last) == RULES.failures and not any(last))):
+                self._opened(now)
+
+    def _opened(self, now: float) -> None:
+        self.opens_again = now + RULES.rest_seconds * (0.8 + 0.4 * self.drawn)
+        self.life += 1
+
+
+Breaker.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestBreaker = Breaker.TestCase
+
+
+def limiter(most: int = 2) -> Limiter:
+    return Limiter("link", most=most, rules=RULES, clock=SYSTEM_CLOCK)
+
+
+def leave(of: Limiter, era: int, *, good: bool | None = True) -> None:
+    of.leave(era, good=good, now=SYSTEM_CLOCK.monotonic())
+
+
+async def test_no_more_than_so_many_are_let_in_and_the_rest_waits_in_turn() -> None:
+    gate = limiter(2)
+    inside = most = 0
+    order: list[int] = []
+
+    async def call(number: int) -> None:
+        nonlocal inside, most
+        era = await gate.enter()
+        inside += 1
+        most = max(most, inside)
+        order.append(number)
+        await asyncio.sleep(0)
+        inside -= 1
+        leave(gate, era)
+
+    await asyncio.gather(*(call(number) for number in range(50)))
+    assert most == 2
+    assert order == list(range(50))
+
+
+async def test_who_waits_in_vain_is_told_that_nothing_was_sent_and_costs_no_turn() -> None:
+    gate = limiter(1)
+    era = await gate.enter()
+    with pytest.raises(UpstreamBusy) as told:
+        await gate.enter()
+    assert not isinstance(told.value, UpstreamShut)
+    leaving = asyncio.create_task(gate.enter())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    leave(gate, era)
+    leave(gate, await gate.enter())
+    assert not gate._turns.locked()
+
+
+async def test_who_waits_when_it_opens_is_not_let_in_and_nobody_waits_then() -> None:
+    gate = limiter(RULES.failures)
+    eras = [await gate.enter() for _ in range(RULES.failures)]
+    waiting = asyncio.create_task(gate.enter())
+    await asyncio.sleep(0)
+    for era in eras:
+        leave(gate, era, good=False)
+    with pytest.raises(UpstreamShut):
+        await waiting
+    assert not gate._turns.locked()
+    with pytest.raises(UpstreamShut):
+        await gate.enter()
+
+
+async def test_a_probe_that_is_left_alone_passes_its_turn_on() -> None:
+    clock = ManualClock()
+    gate = Limiter("link", most=9, rules=RULES, clock=clock)
+    for _ in range(RULES.failures):
+        gate.leave(await gate.enter(), good=False, now=clock.seconds)
+    clock.seconds += 40
+    era = await gate.enter()
+    with pytest.raises(UpstreamShut):
+        await gate.enter()
+    gate.leave(era, good=None, now=clock.seconds)
+    gate.leave(await gate.enter(), good=True, now=clock.seconds)
+    await gate.enter()
+    await gate.enter()

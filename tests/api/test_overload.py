@@ -23,11 +23,11 @@ class Held:
         access = replica.app.state.steps.access
         identify = access.identify
 
-        async def wait(credential: str | None) -> Any:
-            if credential is not None and "held" in credential:
+        async def wait(knock: Any) -> Any:
+            if "held" in str(knock.credential):
                 self.inside += 1
                 await self.release.wait()
-            return await identify(credential)
+            return await identify(knock)
 
         monkeypatch.setattr(access, "identify", wait)
 

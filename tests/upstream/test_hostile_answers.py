@@ -3,6 +3,8 @@
 import asyncio
 import gzip
 import logging
+import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -372,3 +374,113 @@ async def test_every_call_was_one_of_the_six(vendor: RawVendor, replica: Replica
     walk, _ = await validated(replica)
     assert (await walk.link(["sa1"])).status_code == 201
     assert {each.route for each in vendor.seen} == set(ROUTES)
+
+
+def labelled(status: int, body: bytes, content_type: str | None) -> bytes:
+    label = [f"content-type: {content_type}"] if content_type is not None else []
+    return "\r\n".join([f"HTTP/1.1 {status} Said", f"content-length: {len(body)}", *label, "", ""]).encode() + body
+
+
+def body_of(answer: object) -> bytes:
+    assert isinstance(answer, bytes)
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", "application/jsonp"])
+async def test_what_does_not_claim_to_be_json_is_not_read(
+    vendor: RawVendor, replica: Replica, content_type: str
+) -> None:
+    well = dict(vendor.says)
+    wrong = {
+        route: labelled(201 if route == "jobs" else 200, body_of(each), content_type) for route, each in well.items()
+    }
+    vendor.says["token"] = wrong["token"]
+    is_upstreams_fault(await replica.client.post("/v1/sessions", headers=HEADERS, json={}))
+    vendor.says |= well | {"companies": wrong["companies"]}
+    is_upstreams_fault(await providers(replica))
+    vendor.says |= well | {"jobs": wrong["jobs"]}
+    assert (await validated(replica))[1]["validation"]["reason"] == "outcome_unknown"
+    vendor.says |= well | {"account": wrong["account"]}
+    walk, _ = await validated(replica)
+    is_upstreams_fault(await walk.accounts())
+    vendor.says |= well | {"batch": labelled(201, b"<p>done</p>", content_type)}
+    assert [each["id"] for each in (await walk.accounts()).json()["serviceAccounts"]] == ["sa1"]
+    assert (await walk.link(["sa1"])).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "Application/JSON; charset=UTF-8", "application/problem+json", "", None]
+)
+async def test_json_is_read_however_it_is_labelled(
+    vendor: RawVendor, replica: Replica, content_type: str | None
+) -> None:
+    for route, status in {"token": 200, "companies": 200, "jobs": 201, "job": 200, "account": 200}.items():
+        vendor.says[route] = labelled(status, body_of(vendor.says[route]), content_type)
+    walk, body = await validated(replica)
+    assert body["validation"]["state"] == "succeeded"
+    assert (await walk.link(["sa1"])).status_code == 201
+
+
+@pytest.mark.parametrize("route", ["companies", "jobs", "job", "account", "batch"])
+async def test_a_401_in_mid_flight_costs_one_token_and_no_caller_a_thing(
+    vendor: RawVendor, replica: Replica, route: str
+) -> None:
+    good = vendor.says[route]
+    answers = [raw(401, b"{}"), good]
+
+    async def once(writer: asyncio.StreamWriter) -> None:
+        answer = answers.pop(0)
+        writer.write(answer if isinstance(answer, bytes) else b"")
+
+    vendor.says[route] = once
+    walk, body = await validated(replica)
+    assert body["validation"]["state"] == "succeeded"
+    assert (await walk.link(["sa1"])).status_code == 201
+    assert vendor.count(route) == 2
+    assert vendor.count("token") == 2
+    assert sum(vendor.count(each) for each in ROUTES) == 8
+
+
+CUTS_OF_EACH: Final = None if "FAULT_ROUNDS" in os.environ else 6
+
+
+@pytest.mark.parametrize("route", ["token", "companies", "account", "job"])
+async def test_an_answer_that_breaks_off_anywhere_is_no_answer_and_is_not_kept(
+    vendor: RawVendor, replica: Replica, route: str
+) -> None:
+    good = vendor.says[route]
+    assert isinstance(good, bytes)
+    cuts = list(range(len(good)))
+    if CUTS_OF_EACH is not None:
+        cuts = random.Random(route).sample(cuts, CUTS_OF_EACH)  # noqa: S311 -- the same sample each time
+    walk = None if route == "token" else await replica.walk().open()
+    if route == "account":
+        vendor.says[route] = raw(500, b"")
+        walk, _ = await validated(replica)
+    for cut in cuts:
+        broken = 0
+
+        async def half(writer: asyncio.StreamWriter, cut: int = cut) -> None:
+            nonlocal broken
+            broken += 1
+            writer.write(good if route == "job" and broken > 1 else good[:cut])
+            await writer.drain()
+            if route != "job" or broken == 1:
+                writer.close()
+
+        vendor.says[route] = half
+        if route == "job":
+            assert (await validated(replica))[1]["validation"]["state"] == "succeeded", cut
+            assert broken == 2
+            continue
+        if route == "token":
+            answer = await replica.client.post("/v1/sessions", headers=HEADERS, json={})
+        elif walk is not None and route == "account":
+            answer = await walk.accounts(**{"Cache-Control": "no-cache"})
+        else:
+            answer = await providers(replica)
+        assert (answer.status_code, answer.json()["code"]) == (503, "upstream_unavailable"), (cut, answer.text)
+    vendor.says[route] = good
+    walk, body = await validated(replica)
+    assert body["validation"]["state"] == "succeeded"
+    assert [each["id"] for each in (await walk.accounts()).json()["serviceAccounts"]] == ["sa1"]

@@ -8,7 +8,8 @@ from service.api.models import Failure
 __all__ = ["answer_header", "failures", "request_header"]
 
 _CODES: Final[dict[int, list[str]]] = {
-    status: sorted(error.code for error, its in HTTP_STATUS.items() if its == status) for status in HTTP_STATUS.values()
+    status: sorted({error.code for error, its in HTTP_STATUS.items() if its == status})
+    for status in HTTP_STATUS.values()
 }
 
 
@@ -37,6 +38,7 @@ _LIMITS: Final = {
 _HEADERS: Final[dict[int, dict[str, Any]]] = {
     401: {"WWW-Authenticate": answer_header("`Bearer`")},
     429: {**_RETRY_AFTER, **_LIMITS},
+    502: _RETRY_AFTER,
     503: _RETRY_AFTER,
 }
 

@@ -83,18 +83,21 @@ class Breaker(RuleBasedStateMachine):
         if self.opens_again is not None:
             self.probe = call
 
-    @precondition(lambda self: self.opens_again is None)
-    @rule()
-    def much_goes_well(self) -> None:
-        """So that failures in a row are not too many of all."""
-        for _ in range(40):
-            self.limiter.leave(entered(self.limiter), good=True, now=self.clock.seconds)
-            self.results.append((self.clock.seconds, True))
+    @rule(count=st.sampled_from([1, 4, 5, 40]), good=st.booleans())
+    def calls_one_after_the_other(self, count: int, good: bool) -> None:  # noqa: FBT001 -- drawn
+        """With many that go well, failures in a row are not too many of all."""
+        for _ in range(count):
+            waiting = len(self.calls)
+            self.call()
+            if len(self.calls) > waiting:
+                self._end(self.calls.pop(), good=good)
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), good=st.sampled_from([True, True, False, False, False, None]))
     def end(self, data: st.DataObject, good: bool | None) -> None:  # noqa: FBT001 -- drawn
-        call = self.calls.pop(data.draw(st.integers(0, len(self.calls) - 1)))
+        self._end(self.calls.pop(data.draw(st.integers(0, len(self.calls) - 1))), good=good)
+
+    def _end(self, call: Call, *, good: bool | None) -> None:
         now = self.clock.seconds
         self.limiter.leave(call.era, good=good, now=now)
         if call is self.probe:

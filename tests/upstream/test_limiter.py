@@ -195,3 +195,61 @@ async def test_a_probe_that_is_left_alone_passes_its_turn_on() -> None:
     gate.leave(await gate.enter(), good=True, now=clock.seconds)
     await gate.enter()
     await gate.enter()
+
+
+def after(gate: Limiter, clock: ManualClock, results: str) -> Limiter:
+    """One call after the other: g for good, b for bad."""
+    for each in results:
+        gate.leave(entered(gate), good=each == "g", now=clock.seconds)
+    return gate
+
+
+@pytest.mark.parametrize(
+    ("results", "opens"),
+    [
+        ("g" * 100 + "b" * 4, False),
+        ("g" * 100 + "b" * 4 + "g" + "b" * 4, False),
+        ("g" * 100 + "b" * 5, True),
+        ("b" * 4, False),
+        ("g" * 4 + "b", False),
+        ("g" * 3 + "b" * 2, True),
+    ],
+)
+def test_five_failures_in_a_row_or_less_than_80_percent_of_five_open_it(results: str, *, opens: bool) -> None:
+    clock = ManualClock()
+    gate = after(Limiter("link", most=9, rules=RULES, clock=clock), clock, results)
+    if opens:
+        with pytest.raises(UpstreamShut):
+            entered(gate)
+    else:
+        entered(gate)
+
+
+def test_calls_that_began_before_it_opened_say_nothing_afterwards() -> None:
+    clock = ManualClock()
+    gate = Limiter("link", most=99, rules=RULES, clock=clock, draw=lambda: 0.5)
+    late = [entered(gate) for _ in range(20)]
+    after(gate, clock, "bbbbb")
+    gate.leave(late.pop(), good=True, now=clock.seconds)
+    with pytest.raises(UpstreamShut):
+        entered(gate)
+    clock.seconds += 29
+    gate.leave(late.pop(), good=False, now=clock.seconds)
+    clock.seconds += 2
+    probe = entered(gate)
+    gate.leave(late.pop(), good=True, now=clock.seconds)
+    with pytest.raises(UpstreamShut):
+        entered(gate)
+    gate.leave(probe, good=True, now=clock.seconds)
+    while late:
+        gate.leave(late.pop(), good=False, now=clock.seconds)
+    entered(gate)
+
+
+def test_what_is_older_than_the_window_is_forgotten() -> None:
+    clock = ManualClock()
+    gate = after(Limiter("link", most=9, rules=RULES, clock=clock), clock, "bbbb")
+    after(gate, clock, "g")
+    clock.seconds += 30
+    after(gate, clock, "ggggb")
+    entered(gate)

@@ -253,3 +253,13 @@ def test_what_is_older_than_the_window_is_forgotten() -> None:
     clock.seconds += 30
     after(gate, clock, "ggggb")
     entered(gate)
+
+
+def test_who_is_refused_costs_no_turn() -> None:
+    clock = ManualClock()
+    gate = after(Limiter("link", most=1, rules=RULES, clock=clock), clock, "bbbbb")
+    for _ in range(3):
+        with pytest.raises(UpstreamShut):
+            entered(gate)
+    clock.seconds += 40
+    entered(gate)

@@ -88,7 +88,6 @@ class Limiter:
             UpstreamShut: As `check`.
         """
         if self._turns.locked():
-            self.check()
             try:
                 async with asyncio.timeout(self._rules.wait_seconds):
                     await self._turns.acquire()

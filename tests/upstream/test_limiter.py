@@ -263,3 +263,15 @@ def test_who_is_refused_costs_no_turn() -> None:
             entered(gate)
     clock.seconds += 40
     entered(gate)
+
+
+@pytest.mark.parametrize(("drawn", "rest"), [(0.0, 24), (0.5, 30), (1.0, 36)])
+def test_it_rests_half_a_minute_more_or_less_and_then_begins_anew(drawn: float, rest: int) -> None:
+    clock = ManualClock()
+    gate = after(Limiter("link", most=9, rules=RULES, clock=clock, draw=lambda: drawn), clock, "bbbbb")
+    clock.seconds += rest - 1
+    with pytest.raises(UpstreamShut):
+        entered(gate)
+    clock.seconds += 1.5
+    after(gate, clock, "ggb")  # the first of them is the one that decides
+    entered(gate)

@@ -151,5 +151,4 @@ class Limiter:
         self._opens_again = None
         self._era += 1
         self._in_a_row = 0
-        self._slots.clear()
-        self._slot_ends = -math.inf
+        self._slot_ends = -math.inf  # the window begins anew

@@ -200,14 +200,15 @@ async def test_providers_are_served_stale_and_a_dead_vendor_is_hardly_asked(
 
 
 async def test_4xx_never_open_it(vendor: RawVendor, replica: Replica) -> None:
-    walk = await signed_in(replica)
+    walks = [await signed_in(replica) for _ in range(3)]
     good = vendor.says["account"]
-    for status in (400, 403, 404, 409, 429) * 3:
-        vendor.says["account"] = raw(status, b"{}")
-        answer = await reread(walk)
-        assert (answer.status_code, answer.json()["code"]) == (502, "upstream_error")
+    for walk in walks:
+        for status in (400, 403, 404, 429):
+            vendor.says["account"] = raw(status, b"{}")
+            answer = await reread(walk)
+            assert (answer.status_code, answer.json()["code"]) == (502, "upstream_error")
     vendor.says["account"] = good
-    assert (await reread(walk)).status_code == 200
+    assert (await reread(walks[0])).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from service.api.caller import OwnSession, steps
-from service.api.documented import failures
+from service.api.documented import failures, follow_ups
 from service.api.envelope import answer
 from service.api.models import ServiceAccountsFound
 from service.api.routing import make_router
@@ -20,7 +20,10 @@ router: Final = make_router("/v1/sessions/{session_id}/service-accounts", "servi
     "",
     response_model=ServiceAccountsFound,
     response_model_exclude_unset=True,
-    responses=failures(401, 403, 404, 409, 410, 429, 502, 503, 504),
+    responses={
+        200: {"links": follow_ups("create_link", session_id="$request.path.session_id")},
+        **failures(401, 403, 404, 409, 410, 429, 502, 503, 504),
+    },
 )
 async def list_service_accounts(request: Request, session: OwnSession) -> Response:
     """Step 3: the service accounts behind all validations that succeeded; `Cache-Control: no-cache` reads again."""

@@ -5,7 +5,7 @@ from typing import Any, Final
 from service.api.envelope import HTTP_STATUS
 from service.api.models import Failure
 
-__all__ = ["answer_header", "failures", "request_header"]
+__all__ = ["answer_header", "failures", "follow_ups", "request_header"]
 
 _CODES: Final[dict[int, list[str]]] = {
     status: sorted({error.code for error, its in HTTP_STATUS.items() if its == status})
@@ -28,6 +28,11 @@ def request_header(name: str, description: str) -> dict[str, Any]:
 def answer_header(description: str, kind: str = "string") -> dict[str, Any]:
     """Document a header of an answer."""
     return {"schema": {"type": kind}, "description": description}
+
+
+def follow_ups(*operations: str, **parameters: str) -> dict[str, Any]:
+    """Document what can be called with what an answer holds: OpenAPI links, by operation id."""
+    return {operation: {"operationId": operation, "parameters": parameters} for operation in operations}
 
 
 _RETRY_AFTER: Final = {"Retry-After": answer_header("Seconds to wait before trying again.", "integer")}

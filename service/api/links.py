@@ -37,7 +37,11 @@ async def create_link(
     session: OwnSession,
     wanted: CreateLink,
     idempotency_key: Annotated[
-        str | None, Header(description="Names this request; optional, the choice itself is guarded.")
+        str | None,
+        Header(
+            description="Names this request; optional, the choice itself is guarded.",
+            json_schema_extra={"pattern": f"^({_IDEMPOTENCY_KEY.pattern})$"},
+        ),
     ] = None,
 ) -> Response:
     """Step 4: link a choice of service accounts. Repeating it is safe: one choice is sent once."""

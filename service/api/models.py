@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
 from pydantic.alias_generators import to_camel
 
 __all__ = [
@@ -22,6 +22,11 @@ __all__ = [
 ]
 
 UpstreamId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+
+
+def _whole(value: object) -> object:
+    """JSON Schema takes 60.0 for an integer, and callers whose only numbers are floats write it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class _Request(BaseModel):
@@ -44,7 +49,7 @@ class Hosted(_Request):
     cancel_url: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = Field(
         None, description="Where the person goes after giving up; by default the same."
     )
-    open_within: Annotated[int, Field(ge=60, le=7 * 24 * 3600)] = Field(
+    open_within: Annotated[int, Field(ge=60, le=7 * 24 * 3600), BeforeValidator(_whole)] = Field(
         24 * 3600, description="Seconds in which the page must be opened first; the session's own time begins then."
     )
 
@@ -62,7 +67,7 @@ class CreateSession(_Request):
         ],
         Field(max_length=16),
     ] = Field(default_factory=dict, description="Up to 16 keys that come back with the session.")
-    ttl_seconds: Annotated[int, Field(ge=60, le=4 * 3600)] | None = Field(
+    ttl_seconds: Annotated[int, Field(ge=60, le=4 * 3600), BeforeValidator(_whole)] | None = Field(
         None, description="How long the session lives; 30 minutes by default."
     )
     hosted: Hosted | None = Field(
@@ -98,7 +103,9 @@ class Consent(_Request):
 class CreateLink(_Request):
     """Which service accounts to link."""
 
-    service_account_ids: Annotated[list[UpstreamId], Field(min_length=1, max_length=200)]
+    service_account_ids: Annotated[
+        list[UpstreamId], Field(min_length=1, max_length=200, json_schema_extra={"uniqueItems": True})
+    ]
     consent: Consent | None = None
     resend_unknown: Annotated[
         list[Annotated[str, StringConstraints(pattern=r"^att_[0-9a-f]{24}$")]], Field(max_length=50)

@@ -7,7 +7,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from service.api.caller import KeySession, OpenDoor, ReadableSession, steps
-from service.api.documented import failures
+from service.api.documented import failures, follow_ups
 from service.api.envelope import answer, told
 from service.api.hosted import hosted_base, page_url
 from service.api.models import CreateSession, SessionCreated, SessionShown, TokenReplaced
@@ -23,6 +23,18 @@ __all__ = ["router"]
 router: Final = make_router("/v1/sessions", "sessions")
 
 
+_NEXT: Final = follow_ups(
+    "create_validation",
+    "list_service_accounts",
+    "create_link",
+    "stream_events",
+    "get_session",
+    "close_session",
+    "replace_session_token",
+    session_id="$response.body#/session/id",
+)
+
+
 class _Given(TypedDict):
     subject: str | None
     metadata: Mapping[str, str]
@@ -30,7 +42,10 @@ class _Given(TypedDict):
 
 
 @router.post(
-    "", status_code=201, response_model=SessionCreated, responses=failures(401, 403, 429, 502, 503, 504, body=True)
+    "",
+    status_code=201,
+    response_model=SessionCreated,
+    responses={201: {"links": _NEXT}, **failures(401, 403, 429, 502, 503, 504, body=True)},
 )
 async def create_session(request: Request, door: OpenDoor, wanted: CreateSession | None = None) -> Response:
     """Step 1: open a session for a person. Its token goes to that person's frontend; it is shown only here."""

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from service.api.address import client_address
 from service.api.caller import OwnSession, steps
-from service.api.documented import answer_header, failures, request_header
+from service.api.documented import answer_header, failures, follow_ups, request_header
 from service.api.envelope import answer, told
 from service.api.models import CreateValidation, ValidationShown
 from service.api.routing import make_router
@@ -33,6 +33,15 @@ _PENDING: Final = {
     "Retry-After": answer_header("Seconds until it is worth looking again, while it is pending.", "integer"),
     "Preference-Applied": answer_header("`wait=N`, as far as it was granted."),
 }
+_NEXT: Final = {
+    **follow_ups(
+        "get_validation",
+        "cancel_validation",
+        session_id="$request.path.session_id",
+        validation_id="$response.body#/validation/id",
+    ),
+    **follow_ups("list_service_accounts", session_id="$request.path.session_id"),
+}
 
 router: Final = make_router("/v1/sessions/{session_id}/validations", "validations")
 
@@ -42,8 +51,13 @@ router: Final = make_router("/v1/sessions/{session_id}/validations", "validation
     status_code=202,
     response_model=ValidationShown,
     responses={
-        201: {"model": ValidationShown, "description": "Finished within `Prefer: wait`", "headers": _STARTED},
-        202: {"headers": {**_STARTED, **_PENDING}},
+        201: {
+            "model": ValidationShown,
+            "description": "Finished within `Prefer: wait`",
+            "headers": _STARTED,
+            "links": _NEXT,
+        },
+        202: {"headers": {**_STARTED, **_PENDING}, "links": _NEXT},
         **failures(401, 403, 404, 409, 410, 429, 502, 503, 504, body=True),
     },
     openapi_extra=_PREFER,

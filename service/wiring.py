@@ -254,6 +254,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         cadence=cadence,
     )
     changes = Changes(sessions=sessions, notices=notices, tasks=tasks, clock=clock)
+    settlement = Settlement(sessions=sessions, guards=guards, tasks=tasks, clock=clock)
     validations = Validations(
         client=client,
         tokens=tokens,
@@ -264,10 +265,10 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         lockout=lockout,
         doors=doors,
         changes=changes,
+        settlement=settlement,
         clock=clock,
         limits=TimeLimits(settings.password_minutes * 60, settings.oauth_minutes * 60),
     )
-    settlement = Settlement(sessions=sessions, guards=guards, tasks=tasks, clock=clock)
     attempts = Attempts(
         client=client,
         tokens=tokens,

@@ -29,6 +29,7 @@ from service.link.changes import Changes
 from service.link.flow import require_open
 from service.link.limits import Doors, Lockout
 from service.link.providers import Providers
+from service.link.settle import Settlement
 from service.link.token import TokenSource
 from service.link.watch import Watchers
 from service.stores.jobs import Job
@@ -96,9 +97,11 @@ class Validations:
         lockout: Lockout,
         doors: Doors,
         changes: Changes,
+        settlement: Settlement,
         clock: Clock,
         limits: TimeLimits,
     ) -> None:
+        self._settlement = settlement
         self._client = client
         self._tokens = tokens
         self._providers = providers
@@ -140,6 +143,8 @@ class Validations:
             ServiceError: Nothing was sent, since Redis, the provider list or a token was not to be had, or the vendor
                 is left alone; no attempt is counted.
         """
+        # A choice that a dead process was linking is in the way only until somebody looks at what became of it.
+        session = await self._settlement.recover(session)
         require_open(session, self._clock.now())
         company = await self._providers.find(provider_id)
         self._check(company, credentials)

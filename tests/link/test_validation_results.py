@@ -6,7 +6,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from service.link.settle import digest_of
 from service.sandbox.server import SandboxServer
+from service.stores.records import Intent
 from tests.conftest import MovableClock, Replica
 from tests.walk import APS, PASSWORD, PGE, SCE, SRP, Walk, sign_in
 
@@ -31,6 +33,20 @@ async def test_a_good_sign_in_succeeds_within_the_wait(shared: Replica, username
     found = await walk.accounts()
     assert found.status_code == 200
     assert len(found.json()["serviceAccounts"]) == accounts
+
+
+async def test_what_a_dead_process_left_of_a_link_is_in_nobodys_way(shared: Replica) -> None:
+    walk = await shared.walk().open()
+    sessions = shared.app.state.steps.attach._sessions
+    session = await sessions.read(walk.id)
+    assert session is not None
+    intent = Intent("att_" + "0" * 24, session.created, digest_of(["a"]), ["a"])
+    begun = await sessions.begin_link(
+        session, intent, now=session.created, most_intents=1, most_keys=1, idempotency=None
+    )
+    assert begun == "begun"
+    answer = await walk.validate("user_quick")
+    assert answer.status_code == 201, answer.text
 
 
 @pytest.mark.parametrize(

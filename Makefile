@@ -1,12 +1,15 @@
 # Needs Python 3.11 or newer with venv, make and a network; everything else comes from the lock files.
 PYTHON ?= python3
 SOAK_SECONDS ?= 600
+FUZZ ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
+FUZZED := tests/api/test_schemathesis.py tests/api/test_hostile_requests.py tests/link/test_people_at_random.py \
+	tests/callers/test_user_tokens.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test faults soak bench lint format lock openapi clean
+.PHONY: help setup run test faults fuzz soak bench lint format lock openapi clean
 
 help: ## Show the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +44,9 @@ faults: $(VENV)/.dev ## Fault tests of full size; RUNS=30 is how many masters ar
 
 soak: $(VENV)/.dev ## Let people come and go for SOAK_SECONDS (600), and see that nothing grows
 	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)
+
+fuzz: $(VENV)/.dev ## Generate so many times more callers than the tests do: FUZZ=10
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 0 $(FUZZED)
 
 bench: $(VENV)/.dev ## Measure beside the peers, and write tests/load/results.json
 	$(BIN)/python -m tests.load

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+import string
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -17,6 +19,7 @@ from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY
 from tests.callers.provider import AUDIENCE, ISSUER, Key, Provider, encoded, new_ec, new_rsa, running_provider
 from tests.conftest import MovableClock, Replica, make_settings, running_replica
+from tests.fuzzing import FUZZ
 
 KEY = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
 RSA_KEY = new_rsa("rsa-1")
@@ -251,6 +254,20 @@ async def test_a_forged_token_opens_nothing(
         assert answer.json()["code"] == "unauthenticated"
     assert upstream.world.calls.all() == []
     assert set(provider.requests) == {"/keys"}
+
+
+async def test_a_token_with_one_character_changed_opens_nothing(door: Replica, provider: Provider) -> None:
+    token = EC_KEY.sign(provider.claims())
+    assert (await open_as(door, token)).status_code == 201
+    choose = random.Random(7)  # noqa: S311 -- repeatable, not secret
+    alphabet = f"{string.ascii_letters}{string.digits}-_.=+/~ \t"
+    for _ in range(40 * FUZZ):
+        # But the last one, of which only two bits count.
+        at, other = choose.randrange(len(token) - 1), choose.choice(alphabet)
+        changed = choose.choice([f"{token[:at]}{other}{token[at + 1 :]}", token[:at] + token[at + 1 :], token[:at]])
+        if changed != token:
+            answer = await open_as(door, changed)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), changed
 
 
 async def test_without_a_provider_no_users_token_is_good(replica: Replica, provider: Provider) -> None:

@@ -50,6 +50,13 @@ class ServiceProcess:
         """None as long as it runs."""
         return self._process.exitcode
 
+    @property
+    def pid(self) -> int:
+        """As the system knows it."""
+        pid = self._process.pid
+        assert pid is not None
+        return pid
+
     def walk(self) -> Walk:
         """A person's walk through the steps, at this process."""
         return Walk(self.client, api_key=SANDBOX_API_KEY)

@@ -196,14 +196,14 @@ async def test_without_nginx_they_are_kept_and_others_answered(settings: Setting
         port = httpx.URL(service.client.base_url).port
         assert port is not None
         await service.walk().open()
-        before = resident(service.process.pid)
+        before = resident(service.pid)
         slow = await stack.enter_async_context(senders(port, 2 * SENDERS))
         for each in slow[:SENDERS]:
             each.writer.write(HEAD + b"X-A: ")
         for each in slow[SENDERS:]:
             each.writer.write(HEAD + b'Content-Length: 1000\r\n\r\n{"subject": "')
         await service.walk().open()
-        assert resident(service.process.pid) - before < 2 * SENDERS * 32 * 1024
+        assert resident(service.pid) - before < 2 * SENDERS * 32 * 1024
         slow[0].writer.write(b"x\r\n\r\n")
         assert b" 401 " in await slow[0].reader.readline()
         (bomber,) = await stack.enter_async_context(senders(port, 1))

@@ -111,7 +111,11 @@ async def test_a_result_is_told_under_the_name_that_is_kept_once_a_replica_has_i
     follower.stop()
     linked = await linking
     assert linked.status_code == 201
-    assert await _state(walk) == "linked", "whoever reads writes it down, should the attempt still wait"
+
+    async def is_linked() -> bool:
+        return await _state(walk) == "linked"  # whoever reads writes it down, should the attempt still wait
+
+    await until(is_linked)
     follower.go_on()
     assert (await walk.show()).json()["session"]["link"]["id"] == linked.json()["link"]["id"]
     assert (await walk.link(ids)).json()["link"]["id"] == linked.json()["link"]["id"]

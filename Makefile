@@ -40,7 +40,7 @@ test: lint ## Everything: lint, types, contracts and all tests
 	$(BIN)/python -m pytest $(if $(CI),-p tests.no_skips)
 
 faults: $(VENV)/.dev ## Fault tests of full size; RUNS=30 is how many masters are killed in a storm of links
-	FAULT_ROUNDS=1600 FAULT_POINTS=all FAULT_RUNS=$(or $(RUNS),30) $(BIN)/python -m pytest -n 0 tests/faults tests/link/test_link_random.py tests/upstream/test_hostile_answers.py
+	FAULT_ROUNDS=1600 FAULT_POINTS=all FAULT_RUNS=$(or $(RUNS),30) ROTATION_ROUNDS=10 $(BIN)/python -m pytest -n 0 tests/faults tests/link/test_link_random.py tests/upstream/test_hostile_answers.py
 
 soak: $(VENV)/.dev ## Let people come and go for SOAK_SECONDS (600), and see that nothing grows
 	$(BIN)/python -m tests.soak --seconds $(SOAK_SECONDS)

@@ -47,6 +47,7 @@ from service.api.models import field_names
 from service.api.routing import Switch
 from service.clock import SYSTEM_CLOCK, Clock
 from service.errors import FieldError, ServiceError
+from service.link.scopes import ALL_SCOPES
 from service.sandbox.people import PASSWORD, PEOPLE
 from service.settings import SANDBOX_API_KEY, SANDBOX_PUBLISHABLE_CLIENT, Settings, load_settings
 from service.telemetry import configure_logs
@@ -81,6 +82,7 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
             Middleware(BodyGuard, on_error=failure),
         ],
     )
+    app.state.tenants = process.tenants
     app.state.steps = process.steps
     app.state.health = process.health
     app.state.sdk = sdk.build()
@@ -233,7 +235,13 @@ def _document(app: FastAPI, public_url: str | None) -> dict[str, Any]:
         routes=app.routes,
     )
     document["components"]["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a session token (`oms_...`)."}
+        "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, or a session token (`oms_...`). A key may be restricted to scopes: "
+            + ", ".join(f"`{each}`" for each in sorted(ALL_SCOPES))
+            + ".",
+        }
     }
     document["security"] = [{"bearer": []}]
     return document

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from service import __version__
+from service.link.scopes import Scope
 from service.settings import (
     KEY_NAME,
     PREFIX,
@@ -184,18 +185,24 @@ def new_key(
     name: Annotated[str, typer.Argument(help="What the key is called in the settings.")] = "server",
     *,
     encryption: Annotated[bool, typer.Option("--encryption", help="Make an encryption key instead.")] = False,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What the key may do; may be repeated. Without it: everything.")
+    ] = None,
 ) -> None:
     """Make an API key with the hash that the settings take, or an encryption key."""
     if not KEY_NAME.fullmatch(name):
         raise typer.BadParameter("1 to 64 letters, digits, - or _")
     if encryption:
+        if scope:
+            raise typer.BadParameter("an encryption key has no scopes")
         key = base64.b64encode(secrets.token_bytes(32)).decode()
         typer.echo(f"{PREFIX}ENCRYPTION_KEYS={name}:{key}")
         return
     key = f"omk_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
     typer.echo(f"API key, shown this once: {key}")
-    typer.echo(f"{PREFIX}API_KEYS={name}:{digest}")
+    scopes = f":{'+'.join(dict.fromkeys(scope))}" if scope else ""
+    typer.echo(f"{PREFIX}API_KEYS={name}:{digest}{scopes}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -24,7 +24,7 @@ from service.errors import (
     UpstreamError,
     UpstreamMalformed,
 )
-from service.settings import PREFIX, Settings
+from service.settings import FIRST_TENANT, PREFIX, Settings, TenantRule, label_of
 from service.stores.connection import Store
 from service.stores.embedded import DataDirInUse, EmbeddedStore, EmbeddedStoreError
 from service.stores.locks import Locks
@@ -38,6 +38,7 @@ _SLOW_STORE_SECONDS: Final = 0.05
 _LOOK_SECONDS: Final = 10.0
 _PINGS: Final = 5
 _LEASE_MS: Final = 1000
+_REFUSED: Final = "the upstream refuses the client id and secret"
 _THREADS_SECONDS: Final = 0.1
 """pyreqwest's threads outlive a call for a moment; an interpreter that ends at that moment aborts."""
 
@@ -59,27 +60,37 @@ class Finding:
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Check everything that the settings name; whatever they say, nothing is linked and nobody signs in."""
-    yield _callers(settings)
+    tenants = settings.tenants()
+    for name, rule in tenants.items():
+        yield _callers(settings, name, rule)
     if settings.redis_url is None:
         yield _embedded(settings)
     else:
         async for finding in _redis(settings, settings.redis_url):
             yield finding
-    urls = dict.fromkeys([settings.upstream_url, settings.credentials_url or settings.upstream_url])
-    for url in urls:
+    urls = [url for rule in tenants.values() for url in (rule.upstream_url, rule.credentials_url) if url]
+    for url in dict.fromkeys(urls):
         async for finding in _address(settings, url):
             yield finding
-    yield await _credentials(settings)
+    for name, rule in tenants.items():
+        for finding in await _secrets(settings, name, rule):
+            yield finding
     yield await _port(settings)
 
 
-def _callers(settings: Settings) -> Finding:
-    if settings.sandbox:
-        return Finding("callers", "ok", "sandbox: everybody knows the API key")
-    if not settings.api_keys:
-        to_do = f"make one with `omniconnect-bff keys new` and set {PREFIX}API_KEYS"
-        return Finding("callers", "warn", "no API key is set, so nobody can open a session", to_do)
-    return Finding("callers", "ok", f"API keys: {', '.join(settings.api_keys)}")
+def _check(check: str, tenant: str) -> str:
+    """A check of one tenant, by the names that a deployer knows."""
+    return check if tenant == FIRST_TENANT else f"{check} {tenant}"
+
+
+def _callers(settings: Settings, tenant: str, rule: TenantRule) -> Finding:
+    check = _check("callers", tenant)
+    if settings.sandbox and tenant == FIRST_TENANT:
+        return Finding(check, "ok", "sandbox: everybody knows the API key")
+    if not rule.api_keys:
+        to_do = f"make one with `omniconnect-bff keys new` and set {label_of(tenant)('api_keys')}"
+        return Finding(check, "warn", "no API key is set, so no server can open a session", to_do)
+    return Finding(check, "ok", f"API keys: {', '.join(rule.api_keys)}")
 
 
 # The store
@@ -214,7 +225,23 @@ def _clock(here: float, date: str | None) -> Finding:
     return Finding("clock", "ok", f"agrees with the upstream's within {max(abs(skew), 1):.0f} s")
 
 
-async def _credentials(settings: Settings) -> Finding:
+async def _secrets(settings: Settings, tenant: str, rule: TenantRule) -> list[Finding]:
+    """While the secret is being changed, one of the two is enough."""
+    active = await _credentials(settings, tenant, rule, rule.secret)
+    if rule.next_secret is None:
+        return [active]
+    coming = await _credentials(settings, tenant, rule, rule.next_secret)
+    check = _check("next secret", tenant)
+    if coming.told == _REFUSED:
+        return [active, Finding(check, "warn", "the upstream does not accept it yet")]
+    if active.told == _REFUSED and coming.result == "ok":
+        label = label_of(tenant)
+        active = replace(active, result="warn", to_do=f"put {label('next_secret')} in the place of {label('secret')}")
+    return [active, replace(coming, check=check)]
+
+
+async def _credentials(settings: Settings, tenant: str, rule: TenantRule, secret: SecretStr) -> Finding:
+    check, label = _check("credentials", tenant), label_of(tenant)
     try:
         transport = Transport(
             limits=TransportLimits(),
@@ -225,31 +252,30 @@ async def _credentials(settings: Settings) -> Finding:
         )
     except (OSError, PyreqwestError):
         to_do = f"check {PREFIX}UPSTREAM_CA_FILE and {PREFIX}UPSTREAM_PROXY"
-        return Finding("credentials", "fail", "not tried: no client can be built", to_do)
+        return Finding(check, "fail", "not tried: no client can be built", to_do)
     async with transport:
         client = UpstreamClient(
             transport=transport,
-            base_url=settings.upstream_url,
-            credentials_url=settings.credentials_url or settings.upstream_url,
-            client_id=settings.client_id,
-            secret=settings.secret,
+            base_url=rule.upstream_url or settings.upstream_url,
+            credentials_url=rule.credentials_url or settings.upstream_url,
+            client_id=rule.client_id,
+            secret=secret,
         )
         try:
             await client.fetch_token()
         except UpstreamCredentialsRejected:
-            to_do = f"check {PREFIX}CLIENT_ID and {PREFIX}SECRET"
-            return Finding("credentials", "fail", "the upstream refuses the client id and secret", to_do)
+            return Finding(check, "fail", _REFUSED, f"check {label('client_id')} and {label('secret')}")
         except UpstreamError as error:
-            to_do = f"check the path in {PREFIX}UPSTREAM_URL"
-            return Finding("credentials", "fail", f"the upstream answers HTTP {error.status}", to_do)
+            to_do = f"check the path in {label('upstream_url')}"
+            return Finding(check, "fail", f"the upstream answers HTTP {error.status}", to_do)
         except UpstreamMalformed:
-            to_do = f"check the path in {PREFIX}UPSTREAM_URL"
-            return Finding("credentials", "fail", "the upstream's answer is no token", to_do)
+            to_do = f"check the path in {label('upstream_url')}"
+            return Finding(check, "fail", "the upstream's answer is no token", to_do)
         except ServiceError as error:
-            return Finding("credentials", "fail", f"not tried: {error.message}", "see the check of the upstream")
+            return Finding(check, "fail", f"not tried: {error.message}", "see the check of the upstream")
         finally:
             await asyncio.sleep(_THREADS_SECONDS)
-    return Finding("credentials", "ok", "the upstream accepts the client id and secret")
+    return Finding(check, "ok", "the upstream accepts the client id and secret")
 
 
 # This machine

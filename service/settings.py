@@ -6,24 +6,47 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.link.returns import is_plain
+from service.link.scopes import ALL_SCOPES, Scope
 
-__all__ = ["ClientRule", "ProviderRule", "Settings", "SettingsError", "load_settings"]
+__all__ = [
+    "ClientRule",
+    "KeyRule",
+    "ProviderRule",
+    "Settings",
+    "SettingsError",
+    "TenantRule",
+    "label_of",
+    "load_settings",
+]
 
 PREFIX: Final = "OMNICONNECT_"
 DEFAULT_UPSTREAM_URL: Final = "https://app.omnimetic.com/api"
 SANDBOX_CLIENT_ID: Final = "sandbox-client-id"
 SANDBOX_SECRET: Final = "sandbox-secret"  # noqa: S105 -- public by design
+_SANDBOX_MARK: Final = "sandbox-"
+"""Begins every client id and secret that is public by design."""
+
 SANDBOX_API_KEY: Final = "sandbox_api_key"
 SANDBOX_PUBLISHABLE_CLIENT: Final = "sandbox-web"
 SANDBOX_ENCRYPTION_KEY: Final = "c2FuZGJveCBvbmx5IC0gbm90IGEgc2VjcmV0ICAgICA="
@@ -32,6 +55,8 @@ SANDBOX_API_KEY_SHA256: Final = "643d842f7d1580d2c5f9c30ca8dae4ae1c99452cfb8684e
 _AES_256_BYTES: Final = 32
 _LEAST_SECRET_CHARACTERS: Final = 8
 KEY_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+FIRST_TENANT: Final = "default"
 _ASYMMETRIC: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"})
 """A shared secret would let whoever checks tokens make them."""
 
@@ -45,6 +70,9 @@ _STORE_OPTIONS: Final = frozenset(
 """What redis-py takes in a URL and this service can stand; with any other it would fail at the first command."""
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1"})
+_WIDGET_PORT: Final = 4200
+"""Where the vendor's `local` builds expect their server."""
+
 _HOST: Final = re.compile(r"[a-z0-9.-]+")
 _NO_APP_SCHEMES: Final = frozenset(
     {"about", "blob", "chrome", "data", "feed", "file", "filesystem", "ftp", "http", "intent", "jar", "javascript"}
@@ -90,6 +118,45 @@ class ClientRule(BaseModel):
     enabled: bool = True
 
 
+class KeyRule(BaseModel):
+    """An API key, as it is stored, and what it may do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    digest: str
+    scopes: frozenset[Scope] = ALL_SCOPES
+
+
+class TenantRule(BaseModel):
+    """One pair of client id and secret, and those who call on its behalf."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    client_id: str = Field(min_length=1)
+    secret: SecretStr
+    next_secret: SecretStr | None = None
+    upstream_url: str | None = None  # the deployment's own, unless given
+    credentials_url: str | None = None
+    api_keys: dict[str, KeyRule] = Field(default_factory=dict)
+    clients: dict[str, ClientRule] = Field(default_factory=dict)
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_jwks_url: str | None = None
+    return_urls: frozenset[str] = frozenset()
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _read_api_keys(cls, value: object) -> object:
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise ValueError("must be a list of name:sha256hex[:scope+scope]")
+        return _key_rules(value)
+
+    @property
+    def secrets(self) -> list[SecretStr]:
+        """All that the vendor may take."""
+        return [self.secret, *([self.next_secret] if self.next_secret else [])]
+
+
 class Settings(BaseSettings):
     """Everything a deployment decides."""
 
@@ -99,6 +166,9 @@ class Settings(BaseSettings):
 
     client_id: str = Field(description="Client id that Omnimetic gave you.")
     secret: SecretStr = Field(description="Secret that Omnimetic gave you. Never leaves this service.")
+    next_secret: SecretStr | None = Field(
+        None, description="Secret that will take its place: used once the vendor refuses the first."
+    )
     upstream_url: str = Field(DEFAULT_UPSTREAM_URL, description="Base URL of the vendor's API.")
     credentials_url: str | None = Field(None, description="Base URL for `POST /jobs`, if it is another one.")
     upstream_proxy: SecretStr | None = Field(
@@ -126,9 +196,9 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="`name:base64` of 32 bytes, comma-separated; the first seals, all open. Required with `REDIS_URL`.",
     )
-    api_keys: Annotated[dict[str, str], NoDecode] = Field(
+    api_keys: Annotated[dict[str, KeyRule], NoDecode] = Field(
         default_factory=dict,
-        description="`name:sha256hex`, comma-separated. `omniconnect-bff keys new` makes one.",
+        description="`name:sha256hex[:scope+scope]`, comma-separated. `omniconnect-bff keys new` makes one.",
     )
     provider_table: Annotated[dict[str, ProviderRule], NoDecode] = Field(
         default_factory=dict,
@@ -143,6 +213,9 @@ class Settings(BaseSettings):
     jwt_jwks_url: str | None = Field(None, description="Where your identity provider publishes its keys.")
     jwt_algorithms: Annotated[frozenset[str], NoDecode] = Field(
         frozenset({"ES256", "RS256"}), description="Signature algorithms that are taken, comma-separated."
+    )
+    tenants_file: Path | None = Field(
+        None, description="JSON file with further client ids, each with its own secret, keys and pages."
     )
     trusted_proxies: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(), description="Addresses or networks whose `X-Forwarded-For` is believed, comma-separated."
@@ -207,23 +280,21 @@ class Settings(BaseSettings):
     )
     oauth_minutes: float = Field(15.0, gt=0, le=60, description="Time limit of a validation by OAuth.")
 
+    _further: dict[str, TenantRule] = PrivateAttr(default_factory=dict)
+
     @field_validator("encryption_keys", mode="before")
     @classmethod
     def _read_encryption_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return {name: SecretStr(key) for name, key in _pairs(value, "name:base64")}
+        return {name: SecretStr(key) for name, key in _pairs(value.split(","), "name:base64")}
 
     @field_validator("api_keys", mode="before")
     @classmethod
     def _read_api_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        keys = dict(_pairs(value, "name:sha256hex"))
-        # Nothing may follow: a scope that restricts nothing yet would be believed.
-        if not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in keys.values()):
-            raise ValueError("each key is stored as the SHA-256 of it, 64 hex digits; `omniconnect-bff keys new`")
-        return keys
+        return _key_rules(value.split(","))
 
     @field_validator("jwt_algorithms", "trusted_proxies", "return_urls", "frame_ancestors", mode="before")
     @classmethod
@@ -245,7 +316,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        faults = [*self._store_faults(), *self._address_faults(), *self._caller_faults(), *self._mode_faults()]
+        self._further, faults = _read_tenants(self.tenants_file) if self.tenants_file else ({}, [])
+        faults += [*self._store_faults(), *self._address_faults(), *self._caller_faults(), *self._mode_faults()]
+        for name, rule in self.tenants().items():
+            faults += _tenant_faults(label_of(name), rule, sandbox=self.sandbox)
+        faults += _shared_faults(self.tenants())
         if faults:
             raise SettingsError(faults)
         return self
@@ -266,6 +341,23 @@ class Settings(BaseSettings):
             return self.redis_replicas
         url = self.redis_url.get_secret_value() if self.redis_url else ""
         return int(urlsplit(url).scheme.endswith(("+sentinel", "+cluster")))
+
+    def tenants(self) -> dict[str, TenantRule]:
+        """All tenants by name, the first of which is the one that these settings themselves are about."""
+        given = {name: getattr(self, name) for name in TenantRule.model_fields}
+        api_keys, clients = dict(self.api_keys), dict(self.clients)
+        if self.sandbox:
+            if SANDBOX_API_KEY_SHA256 not in {each.digest for each in api_keys.values()}:
+                api_keys["sandbox"] = KeyRule(digest=SANDBOX_API_KEY_SHA256)
+            ports = [port for port in (self.port, _WIDGET_PORT) if port]
+            here = frozenset({f"http://{host}:{port}" for host in _LOOPBACK for port in ports})
+            clients.setdefault(SANDBOX_PUBLISHABLE_CLIENT, ClientRule(name="Sandbox", origins=here))
+        first = TenantRule.model_construct(**{**given, "api_keys": api_keys, "clients": clients})
+        address = {"upstream_url": self.upstream_url, "credentials_url": self.credentials_url}
+        further = {
+            name: rule if rule.upstream_url else rule.model_copy(update=address) for name, rule in self._further.items()
+        }
+        return {FIRST_TENANT: first, **further}
 
     def _store_faults(self) -> list[str]:
         faults = []
@@ -289,10 +381,6 @@ class Settings(BaseSettings):
 
     def _address_faults(self) -> list[str]:
         faults = []
-        for name, url in (("UPSTREAM_URL", self.upstream_url), ("CREDENTIALS_URL", self.credentials_url)):
-            fault = _upstream_url_fault(url, sandbox=self.sandbox) if url is not None else None
-            if fault:
-                faults.append(f"{PREFIX}{name} {fault}")
         if self.metrics_port and self.metrics_port == self.port:
             faults.append(f"{PREFIX}METRICS_PORT must be another one than {PREFIX}PORT")
         if self.public_url is not None and not _is_own_url(self.public_url, sandbox=self.sandbox):
@@ -309,19 +397,8 @@ class Settings(BaseSettings):
             for name, rule in self.provider_table.items()
             if rule.authorize_url and rule.sign_in == "password"
         ]
-        for client_id, client in self.clients.items():
-            if not KEY_NAME.fullmatch(client_id):
-                faults.append(f"{PREFIX}CLIENTS: an id is 1 to 64 letters, digits, - or _")
-            if not all(_is_origin(origin) for origin in client.origins):
-                faults.append(f"{PREFIX}CLIENTS: each origin is https://host[:port], or http://localhost[:port]")
-        issuer = (self.jwt_issuer, self.jwt_audience, self.jwt_jwks_url)
-        if any(issuer) and not all(issuer):
-            faults.append(f"{PREFIX}JWT_ISSUER, {PREFIX}JWT_AUDIENCE and {PREFIX}JWT_JWKS_URL belong together")
-        if self.jwt_jwks_url and not self.sandbox and urlsplit(self.jwt_jwks_url).scheme != "https":
-            faults.append(f"{PREFIX}JWT_JWKS_URL must be https")
         if not self.jwt_algorithms <= _ASYMMETRIC:
             faults.append(f"{PREFIX}JWT_ALGORITHMS: only {', '.join(sorted(_ASYMMETRIC))}")
-        faults += [f"{PREFIX}RETURN_URLS {fault}" for url in self.return_urls if (fault := _return_url_fault(url))]
         if not all(_is_origin(origin) for origin in self.frame_ancestors):
             faults.append(f"{PREFIX}FRAME_ANCESTORS: each origin is https://host[:port], or http://localhost[:port]")
         for proxy in self.trusted_proxies:
@@ -332,22 +409,11 @@ class Settings(BaseSettings):
         return faults
 
     def _mode_faults(self) -> list[str]:
-        faults = []
-        digests = set(self.api_keys.values())
-        secret = self.secret.get_secret_value()
-        if self.sandbox:
-            if (self.client_id, secret) != (SANDBOX_CLIENT_ID, SANDBOX_SECRET):
-                faults.append(f"{PREFIX}SANDBOX takes only the sandbox's own client id and secret, never real ones")
-            return faults
-        if self.client_id == SANDBOX_CLIENT_ID or secret == SANDBOX_SECRET:
-            faults.append(f"the sandbox's client id and secret work only with {PREFIX}SANDBOX=true")
-        if SANDBOX_ENCRYPTION_KEY in {key.get_secret_value() for key in self.encryption_keys.values()}:
-            faults.append(f"the encryption key of docker-compose.yml works only with {PREFIX}SANDBOX=true")
-        if SANDBOX_API_KEY_SHA256 in digests:
-            faults.append(f"the sandbox's API key works only with {PREFIX}SANDBOX=true")
-        if len(secret) < _LEAST_SECRET_CHARACTERS:
-            faults.append(f"{PREFIX}SECRET is too short to be one")
-        return faults
+        if not self.sandbox and SANDBOX_ENCRYPTION_KEY in {
+            key.get_secret_value() for key in self.encryption_keys.values()
+        }:
+            return [f"the encryption key of docker-compose.yml works only with {PREFIX}SANDBOX=true"]
+        return []
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **given: Any) -> Settings:  # noqa: ANN401 -- any setting
@@ -405,6 +471,115 @@ def _in_words(error: ValidationError) -> list[str]:
         message = "is required" if each["type"] == "missing" else each["msg"].removeprefix("Value error, ")
         faults.append(f"{name}: {message}" if each["type"] != "missing" else f"{name} {message}")
     return faults
+
+
+# Tenants
+
+
+def label_of(tenant: str) -> Callable[[str], str]:
+    """What a deployer knows a tenant's setting by."""
+    if tenant == FIRST_TENANT:
+        return lambda name: f"{PREFIX}{name.upper()}"
+    return lambda name: f"{PREFIX}TENANTS_FILE: {tenant}: {to_camel(name)}"
+
+
+def _read_tenants(path: Path) -> tuple[dict[str, TenantRule], list[str]]:
+    """The tenants of a file, and what is wrong with it."""
+    setting = f"{PREFIX}TENANTS_FILE"
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    except OSError:
+        return {}, [f"{setting} cannot be read"]
+    except (ValueError, RecursionError):
+        return {}, [f"{setting} must hold JSON in which no name comes twice"]
+    if not isinstance(listed, dict):
+        return {}, [f'{setting} must hold {{"name": {{"clientId", "secret"}}}}']
+    tenants, faults = {}, []
+    for name, given in listed.items():
+        if not KEY_NAME.fullmatch(name) or name == FIRST_TENANT:
+            faults.append(f"{setting}: a name is 1 to 64 letters, digits, - or _, and not {FIRST_TENANT}")
+            continue
+        try:
+            tenants[name] = TenantRule.model_validate(given)
+        except ValidationError as error:
+            faults += _tenant_in_words(f"{setting}: {name}", error)
+    return tenants, faults
+
+
+def _tenant_in_words(tenant: str, error: ValidationError) -> list[str]:
+    known = {to_camel(name) for name in TenantRule.model_fields}
+    faults = []
+    for each in error.errors(include_input=False, include_url=False, include_context=False):
+        name = str(each["loc"][0]) if each["loc"] else ""
+        # What is no field may be a value that stands where a name should.
+        place = f"{tenant}: {name}" if name in known else tenant
+        message = "an unknown field" if name and name not in known else each["msg"].removeprefix("Value error, ")
+        faults.append(f"{place} is required" if each["type"] == "missing" else f"{place}: {message}")
+    return faults
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError
+    return dict(pairs)
+
+
+def _tenant_faults(label: Callable[[str], str], rule: TenantRule, *, sandbox: bool) -> list[str]:
+    """What is wrong with one tenant."""
+    faults = _credential_faults(label, rule, sandbox=sandbox)
+    for name, url in (("upstream_url", rule.upstream_url), ("credentials_url", rule.credentials_url)):
+        fault = _upstream_url_fault(url, sandbox=sandbox) if url is not None else None
+        if fault:
+            faults.append(f"{label(name)} {fault}")
+    for client_id, client in rule.clients.items():
+        if not KEY_NAME.fullmatch(client_id):
+            faults.append(f"{label('clients')}: an id is 1 to 64 letters, digits, - or _")
+        if not all(_is_origin(origin) for origin in client.origins):
+            faults.append(f"{label('clients')}: each origin is https://host[:port], or http://localhost[:port]")
+    issuer = (rule.jwt_issuer, rule.jwt_audience, rule.jwt_jwks_url)
+    if any(issuer) and not all(issuer):
+        names = [label(f"jwt_{part}") for part in ("issuer", "audience", "jwks_url")]
+        faults.append(f"{names[0]}, {names[1]} and {names[2]} belong together")
+    if rule.jwt_jwks_url and not sandbox and urlsplit(rule.jwt_jwks_url).scheme != "https":
+        faults.append(f"{label('jwt_jwks_url')} must be https")
+    faults += [f"{label('return_urls')} {fault}" for url in rule.return_urls if (fault := _return_url_fault(url))]
+    return faults
+
+
+def _credential_faults(label: Callable[[str], str], rule: TenantRule, *, sandbox: bool) -> list[str]:
+    """Whether real credentials and the sandbox's stand where they belong."""
+    secrets = [each.get_secret_value() for each in rule.secrets]
+    public = [each.startswith(_SANDBOX_MARK) for each in (rule.client_id, *secrets)]
+    if sandbox:
+        told = f"{PREFIX}SANDBOX takes only the sandbox's own client id and secret, never real ones"
+        return [] if all(public) else [f"{label('client_id')}: {told}"]
+    faults = []
+    if any(public):
+        faults.append(f"{label('client_id')}: the sandbox's client id and secret work only with {PREFIX}SANDBOX=true")
+    if SANDBOX_API_KEY_SHA256 in {each.digest for each in rule.api_keys.values()}:
+        faults.append(f"{label('api_keys')}: the sandbox's API key works only with {PREFIX}SANDBOX=true")
+    for name, secret in zip(("secret", "next_secret"), secrets, strict=False):
+        if len(secret) < _LEAST_SECRET_CHARACTERS:
+            faults.append(f"{label(name)} is too short to be one")
+    return faults
+
+
+def _shared_faults(tenants: Mapping[str, TenantRule]) -> list[str]:
+    """What decides for whom a caller acts may not be two tenants', nor one key stand there with two sets of scopes."""
+    identities: list[tuple[str, str, str]] = []
+    for tenant, rule in tenants.items():
+        identities.append((tenant, "client_id", rule.client_id))
+        identities += [(tenant, "api_keys", each.digest) for each in rule.api_keys.values()]
+        identities += [(tenant, "clients", each) for each in rule.clients]
+        identities += [(tenant, "jwt_issuer", rule.jwt_issuer)] if rule.jwt_issuer else []
+    seen = Counter((kind, value) for _, kind, value in identities)
+    return [
+        f"{label_of(tenant)(kind)}: one of them stands elsewhere, too; it can be only one's"
+        for tenant, kind in dict.fromkeys((tenant, kind) for tenant, kind, value in identities if seen[kind, value] > 1)
+    ]
+
+
+# Addresses
 
 
 def _parts(url: str) -> SplitResult | None:
@@ -503,9 +678,22 @@ def _is_origin(text: str) -> bool:
     )
 
 
-def _pairs(text: str, form: str) -> list[tuple[str, str]]:
+def _key_rules(parts: Iterable[str]) -> dict[str, KeyRule]:
+    rules = {}
+    for name, rest in _pairs(parts, "name:sha256hex[:scope+scope]"):
+        digest, colon, scopes = rest.partition(":")
+        if not _SHA256.fullmatch(digest):
+            raise ValueError("each key is stored as the SHA-256 of it, 64 hex digits; `omniconnect-bff keys new`")
+        named = frozenset(scopes.split("+")) if colon else ALL_SCOPES
+        if not named <= ALL_SCOPES:
+            raise ValueError(f"scopes are {', '.join(sorted(ALL_SCOPES))}, joined by +; a key without any has all")
+        rules[name] = KeyRule(digest=digest, scopes=frozenset(Scope(each) for each in named))
+    return rules
+
+
+def _pairs(parts: Iterable[str], form: str) -> list[tuple[str, str]]:
     pairs = []
-    for part in text.split(","):
+    for part in parts:
         name, colon, rest = part.strip().partition(":")
         if not colon or not KEY_NAME.fullmatch(name) or not rest:
             raise ValueError(f"each part must be {form}")

@@ -2,14 +2,16 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Final
+from typing import Final, NamedTuple
 
-from service.api.caller import Steps
+from pydantic import SecretStr
+
+from service.api.caller import Steps, Tenants
 from service.api.ops import Health
 from service.clock import SYSTEM_CLOCK, Clock
 from service.errors import StoreUnavailable, UpstreamError
@@ -32,7 +34,7 @@ from service.link.tasks import Tasks
 from service.link.token import TokenSource
 from service.link.validate import TimeLimits, Validations
 from service.link.watch import Cadence, Watchers
-from service.settings import SANDBOX_API_KEY_SHA256, SANDBOX_PUBLISHABLE_CLIENT, Settings
+from service.settings import FIRST_TENANT, Settings, TenantRule
 from service.stores.connection import Store
 from service.stores.durations import DurationStore
 from service.stores.guards import GuardStore
@@ -53,15 +55,10 @@ from service.upstream.transport import Transport, TransportLimits
 
 __all__ = ["Process", "Timing", "wire"]
 
-_TENANT: Final = "default"
 _DRAIN_SECONDS: Final = 15.0
 """Longer than a link call that is under way."""
 
 _PING_SECONDS: Final = 2.0
-_LOOPBACK: Final = ("localhost", "127.0.0.1")
-_WIDGET_PORT: Final = 4200
-"""Where the vendor's `local` builds expect their server."""
-
 _GUARD_KEEP_MS: Final = 24 * 3600 * 1000
 
 
@@ -88,20 +85,20 @@ class Process:
         self,
         *,
         steps: Steps,
+        tenants: Tenants,
         health: Health,
         store: Store,
-        transport: Transport,
-        identity: Transport | None,
+        transports: Sequence[Transport],
         origins: frozenset[str],
         notices: Notices,
-        watchers: Watchers,
+        watchers: Sequence[Watchers],
         tasks: Tasks,
     ) -> None:
         self.steps = steps
+        self.tenants = tenants
         self.health = health
         self._store = store
-        self._transport = transport
-        self._identity = identity
+        self._transports = transports
         self.origins = origins
         self._notices = notices
         self._watchers = watchers
@@ -110,23 +107,31 @@ class Process:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep leases, subscription and health while the process serves; let work under way finish at the end."""
-        async with self._store, self._transport, self._identity or nullcontext():
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._store)
+            for transport in self._transports:
+                await stack.enter_async_context(transport)
+            leases = [asyncio.create_task(each.run(), name="leases") for each in self._watchers]
             loops = [
                 asyncio.create_task(self._notices.listen(), name="notices"),
-                asyncio.create_task(self._watchers.run(), name="leases"),
                 asyncio.create_task(self._keep_health(), name="health"),
+                *leases,
             ]
             try:
                 yield
             finally:
                 self.drain()
-                loops[1].cancel()
-                with suppress(StoreUnavailable):
-                    await self._watchers.release()
+                for loop in leases:
+                    loop.cancel()
+                await asyncio.gather(*(self._release(each) for each in self._watchers))
                 await self._tasks.drain(_DRAIN_SECONDS)
                 for loop in loops:
                     loop.cancel()
                 await asyncio.gather(*loops, return_exceptions=True)
+
+    async def _release(self, watchers: Watchers) -> None:
+        with suppress(StoreUnavailable):
+            await watchers.release()
 
     def announce_end(self) -> None:
         """Fail `/readyz`, and go on serving."""
@@ -151,20 +156,132 @@ class Process:
             await asyncio.sleep(_PING_SECONDS if self.health.started else _PING_SECONDS / 20)
 
 
+class _Shared(NamedTuple):
+    """What all tenants of a process have in common."""
+
+    settings: Settings
+    timing: Timing
+    clock: Clock
+    store: Store
+    notices: Notices
+    locks: Locks
+    tasks: Tasks
+    sessions: SessionStore
+    limits: LimitStore
+    doors: Doors
+    key_ring: KeyRing
+    changes: Changes
+    pictures: PictureClient
+    agent: str
+    ca_pem: bytes | None
+    vendor_secrets: Sequence[SecretStr]
+
+
+class _Tenant(NamedTuple):
+    """What is one tenant's alone: nothing here may be reached on another's behalf."""
+
+    id: str
+    rule: TenantRule
+    client: UpstreamClient
+    transport: Transport
+    identity: Transport | None
+    settlement: Settlement
+    watchers: Watchers
+    sessions: Sessions
+    providers: Providers
+    logos: Logos
+    validations: Validations
+    accounts: Accounts
+    attach: Attach
+
+
 def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | None = None) -> Process:
     """Build everything; nothing is opened before `Process.running`."""
-    timing = timing or Timing()
     if settings.redis_url is None:
         raise ValueError("the embedded store is started by the process that owns it, which sets its URL")
-    https_only = not settings.sandbox
-    tenant = _tenant(settings)
-    keys = Keys(settings.redis_prefix, tenant)
+    rules = settings.tenants()
+    ids = {name: _tenant_id(settings, rule.client_id) for name, rule in rules.items()}
+    first = ids[FIRST_TENANT]
     store = Store(settings.redis_url, command_seconds=settings.redis_timeout, replicas=settings.replicas)
-    key_ring = KeyRing(settings.ring())
+    # Of these keys only those are used that are no tenant's.
+    keys = Keys(settings.redis_prefix, first)
     notices = Notices(store=store, channel=keys.channel)
-    locks = Locks(store=store, channel=keys.channel)
     tasks = Tasks()
     sessions = SessionStore(store=store, keys=keys, retention_ms=int(settings.retention_hours * 3_600_000))
+    limits = LimitStore(store=store, keys=keys)
+    doors = Doors(limits=limits, first_tenant=first, refusals_per_minute=settings.refusals_per_minute)
+    agent = f"omniconnect-bff/{version('omniconnect-bff')}"
+    ca_pem = settings.upstream_ca_file.read_bytes() if settings.upstream_ca_file else None
+    shared = _Shared(
+        settings=settings,
+        timing=timing or Timing(),
+        clock=clock,
+        store=store,
+        notices=notices,
+        locks=Locks(store=store, channel=keys.channel),
+        tasks=tasks,
+        sessions=sessions,
+        limits=limits,
+        doors=doors,
+        key_ring=KeyRing(settings.ring()),
+        changes=Changes(sessions=sessions, notices=notices, tasks=tasks, clock=clock),
+        pictures=PictureClient(user_agent=agent, loopback=settings.sandbox, ca_pem=ca_pem),
+        agent=agent,
+        ca_pem=ca_pem,
+        vendor_secrets=[secret for rule in rules.values() for secret in rule.secrets],
+    )
+    tenants = {name: _tenant(shared, name, ids[name], rule) for name, rule in rules.items()}
+    clients = Clients(client for each in tenants.values() for client in _clients(each))
+    access = Access(
+        api_keys={digest: key for each in tenants.values() for digest, key in _api_keys(each).items()},
+        clients=clients,
+        users={each.rule.jwt_issuer: _users(shared, each) for each in tenants.values() if each.rule.jwt_issuer},
+        tenants=ids.values(),
+        doors=doors,
+        reads_per_minute=settings.session_reads,
+        sessions=sessions,
+        clock=clock,
+    )
+    settlements = {each.id: each.settlement for each in tenants.values()}
+    pages = HostedPages(sessions=sessions, settlements=settlements, doors=doors, clock=clock)
+    events = Events(sessions=sessions, changes=shared.changes, clock=clock)
+    steps = {
+        name: Steps(
+            access=access,
+            sessions=each.sessions,
+            providers=each.providers,
+            logos=each.logos,
+            validations=each.validations,
+            accounts=each.accounts,
+            attach=each.attach,
+            hosted=pages,
+            events=events,
+            changes=shared.changes,
+            clock=clock,
+        )
+        for name, each in tenants.items()
+    }
+    return Process(
+        steps=steps[FIRST_TENANT],
+        tenants=Tenants(by_id={ids[name]: each for name, each in steps.items()}, by_name=steps),
+        health=Health(
+            mode="sandbox" if settings.sandbox else "production",
+            upstreams=[each.client for each in tenants.values()],
+        ),
+        store=store,
+        transports=[part for each in tenants.values() for part in (each.transport, each.identity) if part is not None],
+        origins=clients.origins,
+        notices=notices,
+        watchers=[each.watchers for each in tenants.values()],
+        tasks=tasks,
+    )
+
+
+def _tenant(shared: _Shared, name: str, tenant: str, rule: TenantRule) -> _Tenant:
+    settings, timing, clock, tasks = shared.settings, shared.timing, shared.clock, shared.tasks
+    store, notices, sessions = shared.store, shared.notices, shared.sessions
+    https_only = not settings.sandbox
+    keys = Keys(settings.redis_prefix, tenant)
     guards = GuardStore(
         store=store,
         keys=keys,
@@ -172,37 +289,37 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         sent_lease_ms=int(timing.sent_lease * 1000),
         keep_ms=_GUARD_KEEP_MS,
     )
-    agent = f"omniconnect-bff/{version('omniconnect-bff')}"
-    ca_pem = settings.upstream_ca_file.read_bytes() if settings.upstream_ca_file else None
+    # Of its own: a vendor that hangs for one tenant takes no connection of another's.
     transport = Transport(
         limits=timing.upstream,
-        user_agent=agent,
+        user_agent=shared.agent,
         https_only=https_only,
         proxy=settings.upstream_proxy,
-        ca_pem=ca_pem,
+        ca_pem=shared.ca_pem,
     )
-    pictures = PictureClient(user_agent=agent, loopback=settings.sandbox, ca_pem=ca_pem)
     # The identity provider is no part of the vendor: connections, certificates and limits of its own.
     identity = (
-        Transport(limits=TransportLimits(max_connections=4), user_agent=agent, https_only=https_only)
-        if settings.jwt_jwks_url
+        Transport(limits=TransportLimits(max_connections=4), user_agent=shared.agent, https_only=https_only)
+        if rule.jwt_jwks_url
         else None
     )
+    base_url = rule.upstream_url or settings.upstream_url
     client = UpstreamClient(
         transport=transport,
-        base_url=settings.upstream_url,
-        credentials_url=settings.credentials_url or settings.upstream_url,
-        client_id=settings.client_id,
-        secret=settings.secret,
+        base_url=base_url,
+        credentials_url=rule.credentials_url or base_url,
+        client_id=rule.client_id,
+        secret=rule.secret,
+        next_secret=rule.next_secret,
         rules=timing.limiter,
         clock=clock,
     )
     table = CompanyTable(extra=_rules(settings), https_only=https_only)
     tokens = TokenSource(
         client=client,
-        store=TokenStore(store=store, keys=keys, key_ring=key_ring),
+        store=TokenStore(store=store, keys=keys, key_ring=shared.key_ring),
         key=keys.token,
-        locks=locks,
+        locks=shared.locks,
         notices=notices,
         tasks=tasks,
         clock=clock,
@@ -214,31 +331,29 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         store=store,
         key=keys.providers,
         https_only=https_only,
-        locks=locks,
+        logos_query="" if name == FIRST_TENANT else f"?tenant={name}",
+        locks=shared.locks,
         notices=notices,
         tasks=tasks,
         clock=clock,
     )
-    limits = LimitStore(store=store, keys=keys)
-    doors = Doors(limits=limits, tenant=tenant, refusals_per_minute=settings.refusals_per_minute)
     lockout = Lockout(
-        limits=limits,
+        limits=shared.limits,
         by_account=settings.account_attempts,
         by_address=settings.address_attempts,
-        key=key_ring.derive("utility accounts"),
+        key=shared.key_ring.derive("utility accounts"),
         tenant=tenant,
     )
     accounts = Accounts(
         client=client,
         tokens=tokens,
         sessions=sessions,
-        doors=doors,
+        doors=shared.doors,
         keys=keys,
-        key_ring=key_ring,
+        key_ring=shared.key_ring,
         tasks=tasks,
         clock=clock,
     )
-    clients = Clients(_clients(settings, tenant))
     cadence = Cadence(poll=settings.poll_seconds, lease=settings.poll_lease_seconds)
     watchers = Watchers(
         client=client,
@@ -253,22 +368,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         clock=clock,
         cadence=cadence,
     )
-    changes = Changes(sessions=sessions, notices=notices, tasks=tasks, clock=clock)
     settlement = Settlement(sessions=sessions, guards=guards, tasks=tasks, clock=clock)
-    validations = Validations(
-        client=client,
-        tokens=tokens,
-        providers=providers,
-        table=table,
-        sessions=sessions,
-        watchers=watchers,
-        lockout=lockout,
-        doors=doors,
-        changes=changes,
-        settlement=settlement,
-        clock=clock,
-        limits=TimeLimits(settings.password_minutes * 60, settings.oauth_minutes * 60),
-    )
     attempts = Attempts(
         client=client,
         tokens=tokens,
@@ -279,79 +379,71 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         clock=clock,
         patience=timing.patience,
     )
-    steps = Steps(
-        access=Access(
-            api_keys=_api_keys(settings, tenant),
-            clients=clients,
-            users=_users(settings, identity, tasks=tasks, clock=clock),
-            tenant=tenant,
-            doors=doors,
-            reads_per_minute=settings.session_reads,
-            sessions=sessions,
-            clock=clock,
-        ),
+    return _Tenant(
+        id=tenant,
+        rule=rule,
+        client=client,
+        transport=transport,
+        identity=identity,
+        settlement=settlement,
+        watchers=watchers,
         sessions=Sessions(
             tokens=tokens,
             sessions=sessions,
             settlement=settlement,
-            return_urls=ReturnUrls(settings.return_urls, loopback=settings.sandbox),
-            secret=settings.secret,
+            return_urls=ReturnUrls(rule.return_urls, loopback=settings.sandbox),
+            vendor_secrets=shared.vendor_secrets,
             clock=clock,
         ),
         providers=providers,
-        logos=Logos(providers=providers, pictures=pictures, tasks=tasks, clock=clock),
-        validations=validations,
+        logos=Logos(providers=providers, pictures=shared.pictures, tasks=tasks, clock=clock),
+        validations=Validations(
+            client=client,
+            tokens=tokens,
+            providers=providers,
+            table=table,
+            sessions=sessions,
+            watchers=watchers,
+            lockout=lockout,
+            doors=shared.doors,
+            changes=shared.changes,
+            settlement=settlement,
+            clock=clock,
+            limits=TimeLimits(settings.password_minutes * 60, settings.oauth_minutes * 60),
+        ),
         accounts=accounts,
         attach=Attach(
             accounts=accounts, sessions=sessions, attempts=attempts, settlement=settlement, tasks=tasks, clock=clock
         ),
-        events=Events(sessions=sessions, changes=changes, clock=clock),
-        changes=changes,
-        hosted=HostedPages(sessions=sessions, settlement=settlement, doors=doors, tenant=tenant, clock=clock),
-        clock=clock,
-    )
-    health = Health(mode="sandbox" if settings.sandbox else "production", upstream=client)
-    return Process(
-        steps=steps,
-        health=health,
-        store=store,
-        transport=transport,
-        identity=identity,
-        origins=clients.origins,
-        notices=notices,
-        watchers=watchers,
-        tasks=tasks,
     )
 
 
-def _tenant(settings: Settings) -> str:
-    """Names what is shared in Redis after whom it belongs to: the sandbox's must never be taken for the vendor's."""
+def _tenant_id(settings: Settings, client_id: str) -> str:
+    """Names what is shared in Redis after whom it belongs to: the sandbox's must never be taken for the vendor's.
+
+    What a tenant is called in the settings is no part of it: it may be renamed, or become the first one, and keeps its
+    sessions.
+    """
     mode = "sandbox" if settings.sandbox else "production"
-    return f"{_TENANT}-{hashlib.sha256(f'{mode} {settings.client_id}'.encode()).hexdigest()[:12]}"
+    return f"default-{hashlib.sha256(f'{mode} {client_id}'.encode()).hexdigest()[:12]}"
 
 
-def _api_keys(settings: Settings, tenant: str) -> Mapping[str, ApiKey]:
-    keys = {digest: ApiKey(name, tenant) for name, digest in settings.api_keys.items()}
-    if settings.sandbox:
-        keys[SANDBOX_API_KEY_SHA256] = ApiKey("sandbox", tenant)
-    return keys
+def _api_keys(tenant: _Tenant) -> Mapping[str, ApiKey]:
+    return {key.digest: ApiKey(name, tenant.id, key.scopes) for name, key in tenant.rule.api_keys.items()}
 
 
-def _clients(settings: Settings, tenant: str) -> list[PublishableClient]:
-    clients = [
-        PublishableClient(name, rule.name or name, tenant, rule.origins, rule.enabled)
-        for name, rule in settings.clients.items()
+def _clients(tenant: _Tenant) -> list[PublishableClient]:
+    return [
+        PublishableClient(name, rule.name or name, tenant.id, rule.origins, rule.enabled)
+        for name, rule in tenant.rule.clients.items()
     ]
-    if settings.sandbox and SANDBOX_PUBLISHABLE_CLIENT not in settings.clients:
-        here = frozenset({f"http://{host}:{port}" for host in _LOOPBACK for port in (settings.port, _WIDGET_PORT)})
-        clients.append(PublishableClient(SANDBOX_PUBLISHABLE_CLIENT, "Sandbox", tenant, here))
-    return clients
 
 
-def _users(settings: Settings, transport: Transport | None, *, tasks: Tasks, clock: Clock) -> UserTokens | None:
-    url = settings.jwt_jwks_url
-    if url is None or transport is None:
-        return None
+def _users(shared: _Shared, tenant: _Tenant) -> UserTokens:
+    rule, transport = tenant.rule, tenant.identity
+    if transport is None or rule.jwt_issuer is None or rule.jwt_audience is None or rule.jwt_jwks_url is None:
+        raise ValueError("the settings let these be given together only")
+    url = rule.jwt_jwks_url
 
     async def fetch() -> bytes:
         answer = await transport.read(url, token=None)
@@ -359,8 +451,8 @@ def _users(settings: Settings, transport: Transport | None, *, tasks: Tasks, clo
             raise UpstreamError(answer.status)
         return answer.body
 
-    rules = IssuerRules(settings.jwt_issuer or "", settings.jwt_audience or "", tuple(settings.jwt_algorithms))
-    return UserTokens(rules=rules, keys=KeySet(fetch=fetch, tasks=tasks, clock=clock))
+    rules = IssuerRules(rule.jwt_issuer, rule.jwt_audience, tuple(shared.settings.jwt_algorithms))
+    return UserTokens(tenant=tenant.id, rules=rules, keys=KeySet(fetch=fetch, tasks=shared.tasks, clock=shared.clock))
 
 
 def _rules(settings: Settings) -> Mapping[str, CompanyRule]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -304,3 +305,158 @@ def test_addresses_of_the_hosted_page_that_can(monkeypatch: pytest.MonkeyPatch) 
         "RETURN_URLS": "https://app.example/linked,com.example.app:/linked,myapp://linked",
     }
     assert faults(monkeypatch, **REAL, **good) == []
+
+
+# Keys with scopes, and tenants
+
+HASH = "0" * 63
+
+
+@pytest.mark.parametrize(
+    ("given", "scopes"),
+    [
+        (f"shop:{HASH}1", {"sessions:write", "sessions:read", "providers:read"}),
+        (f"shop:{HASH}1:sessions:read", {"sessions:read"}),
+        (f"shop:{HASH}1:sessions:write+providers:read", {"sessions:write", "providers:read"}),
+    ],
+)
+def test_an_api_key_may_be_restricted(monkeypatch: pytest.MonkeyPatch, given: str, scopes: set[str]) -> None:
+    assert faults(monkeypatch, **REAL, API_KEYS=given) == []
+    assert load_settings().api_keys["shop"].scopes == scopes
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        f"shop:{HASH}1:",
+        f"shop:{HASH}1:canary",
+        f"shop:{HASH}1:sessions:read+",
+        f"shop:{HASH}1:sessions:read,sessions:write",
+        f"shop:{HASH}1:SESSIONS:READ",
+        f"shop:{HASH}",
+        f"shop:{HASH}1,shop:{HASH}2",
+        f"shop:{HASH}1,other:{HASH}1:sessions:read",
+    ],
+)
+def test_a_key_that_would_be_read_otherwise_than_meant_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    (fault,) = faults(monkeypatch, **REAL, API_KEYS=given)
+    assert fault.startswith("OMNICONNECT_API_KEYS")
+    assert "canary" not in fault
+    assert HASH not in fault
+
+
+NORTH = {"clientId": "north-id", "secret": "a-real-secret-of-norths"}
+
+
+def tenant_faults(monkeypatch: pytest.MonkeyPatch, path: Path, tenants: object, **more: str) -> list[str]:
+    path.write_text(tenants if isinstance(tenants, str) else json.dumps(tenants))
+    return faults(monkeypatch, **(REAL | {"TENANTS_FILE": str(path)} | more))
+
+
+def test_a_further_tenant_needs_a_client_id_and_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert tenant_faults(monkeypatch, tmp_path / "tenants", {"north": NORTH}) == []
+    settings = load_settings()
+    assert [(name, rule.client_id) for name, rule in settings.tenants().items()] == [
+        ("default", REAL["CLIENT_ID"]),
+        ("north", "north-id"),
+    ]
+    assert settings.tenants()["north"].upstream_url == settings.upstream_url
+    dumps = [repr(settings), str(settings.model_dump()), settings.model_dump_json(), repr(settings.tenants())]
+    assert not [dump for dump in dumps if NORTH["secret"] in dump or REAL["SECRET"] in dump]
+
+
+def test_all_faults_of_all_tenants_are_told_at_once_and_without_values(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrong = {
+        "canary 1": NORTH,
+        "default": NORTH,
+        "north": {"secret": "canary-2", "canary-3": "canary-4", "apiKeys": ["canary-5"], "upstreamUrl": 7},
+        "south": {
+            "clientId": "sandbox-canary-6",
+            "secret": "short",
+            "upstreamUrl": "http://canary-7",
+            "credentialsUrl": "https://canary-8:canary-9@x",
+            "clients": {"canary 10": {"origins": ["canary-11"]}},
+            "jwtIssuer": "canary-12",
+            "returnUrls": ["javascript:canary-13"],
+        },
+        "east": "canary-14",
+    }
+    found = tenant_faults(monkeypatch, tmp_path / "tenants", wrong, LOG_LEVEL="INFO", PUBLIC_URL="http://canary-15")
+    told = "\n".join(found)
+    assert "canary" not in told
+    assert told.count("TENANTS_FILE: a name is") == 2
+    for place in ("clientId is required", "an unknown field", "apiKeys: each part", "upstreamUrl: "):
+        assert f"TENANTS_FILE: north: {place}" in told, told
+    for field in ("clientId", "secret", "upstreamUrl", "credentialsUrl", "clients", "jwtIssuer", "returnUrls"):
+        assert f"TENANTS_FILE: south: {field}" in told, told
+    assert "TENANTS_FILE: east" in told
+    assert "OMNICONNECT_PUBLIC_URL" in told
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"canary"', "\xff", '{"north": 1, "north": 2}', "[" * 100_000])
+def test_a_file_that_holds_no_tenants_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
+    (fault,) = tenant_faults(monkeypatch, tmp_path / "tenants", text)
+    assert fault.startswith("OMNICONNECT_TENANTS_FILE must hold")
+    assert "canary" not in fault
+
+
+def test_a_file_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert faults(monkeypatch, **REAL, TENANTS_FILE=str(tmp_path / "canary")) == [
+        "OMNICONNECT_TENANTS_FILE cannot be read"
+    ]
+
+
+CLIENT = {"origins": ["https://shop.example"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "north", "east"),
+    [
+        ("clientId", {}, {"clientId": REAL["CLIENT_ID"]}, {}),
+        ("clientId", {}, {"clientId": "same"}, {"clientId": "same"}),
+        ("apiKeys", {"API_KEYS": f"a:{HASH}1"}, {"apiKeys": [f"b:{HASH}1"]}, {}),
+        ("apiKeys", {}, {"apiKeys": [f"a:{HASH}1"]}, {"apiKeys": [f"a:{HASH}1:sessions:read"]}),
+        ("clients", {"CLIENTS": json.dumps({"web": CLIENT})}, {"clients": {"web": CLIENT}}, {}),
+        ("clients", {}, {"clients": {"web": CLIENT}}, {"clients": {"web": CLIENT}}),
+        ("jwtIssuer", {}, {"jwtIssuer": "https://id"}, {"jwtIssuer": "https://id"}),
+    ],
+)
+def test_what_decides_for_whom_a_caller_acts_cannot_be_two_tenants(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *,
+    kind: str,
+    first: dict[str, str],
+    north: dict[str, object],
+    east: dict[str, object],
+) -> None:
+    issuer = {"jwtAudience": "us", "jwtJwksUrl": "https://id/keys"} if kind == "jwtIssuer" else {}
+    tenants = {"north": NORTH | issuer | north, "east": NORTH | issuer | {"clientId": "east-id"} | east}
+    found = tenant_faults(monkeypatch, tmp_path / "tenants", tenants, **first)
+    assert len(found) == 2
+    assert f"OMNICONNECT_TENANTS_FILE: north: {kind}: one of them stands elsewhere, too; it can be only one's" in found
+    for value in ("same", HASH, "https://id", REAL["CLIENT_ID"]):
+        assert value not in "".join(found)
+
+
+def test_two_tenants_may_have_keys_of_the_same_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tenants = {"north": NORTH | {"apiKeys": [f"shop:{HASH}2"]}}
+    assert tenant_faults(monkeypatch, tmp_path / "tenants", tenants, API_KEYS=f"shop:{HASH}1") == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{"clientId": "real-one"}, {"secret": "a-real-secret"}, {"nextSecret": "a-real-secret"}]
+)
+def test_a_further_tenant_of_the_sandbox_has_nothing_real(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    public = {"clientId": "sandbox-north", "secret": "sandbox-norths"}
+    assert tenant_faults(monkeypatch, tmp_path / "tenants", {"north": public}, **SANDBOX) == []
+    (fault,) = tenant_faults(monkeypatch, tmp_path / "tenants", {"north": public | changes}, **SANDBOX)
+    assert "never real ones" in fault
+
+
+def test_the_next_secret_is_checked_as_the_secret_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert faults(monkeypatch, **REAL, NEXT_SECRET="canary") == ["OMNICONNECT_NEXT_SECRET is too short to be one"]

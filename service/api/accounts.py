@@ -28,6 +28,6 @@ router: Final = make_router("/v1/sessions/{session_id}/service-accounts", "servi
 async def list_service_accounts(request: Request, session: OwnSession) -> Response:
     """Step 3: the service accounts behind all validations that succeeded; `Cache-Control: no-cache` reads again."""
     read_again = "no-cache" in request.headers.get("cache-control", "").lower()
-    found = await steps(request).accounts.list(session, read_again=read_again)
+    found = await steps(request, session).accounts.list(session, read_again=read_again)
     payload = {"utilityAccounts": found.utility_accounts, "serviceAccounts": found.service_accounts}
     return answer(request.scope, payload, message="Service accounts found")

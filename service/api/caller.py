@@ -1,8 +1,8 @@
 """Permissions as types: a handler's signature says who may call it, and receives the object already checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 from fastapi import Depends, Query, Request
 from fastapi.dependencies.models import Dependant
@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute
 
 from service.api.address import client_address
 from service.clock import Clock
+from service.errors import NotFound
 from service.link.access import Access, Caller, Knock, Opener, SessionCaller
 from service.link.accounts import Accounts
 from service.link.attach import Attach
@@ -20,12 +21,14 @@ from service.link.events import Events
 from service.link.hosted import Guest, HostedPages
 from service.link.logos import Logos
 from service.link.providers import Providers
+from service.link.scopes import Scope
 from service.link.sessions import Sessions
 from service.link.validate import Validations
 from service.stores.records import SessionRecord
 
 __all__ = [
     "AnyCaller",
+    "ClosableSession",
     "Door",
     "HostedGuest",
     "KeySession",
@@ -34,16 +37,22 @@ __all__ = [
     "PageDoor",
     "ReadableSession",
     "Steps",
+    "Tenants",
     "WidgetSession",
     "guest_cookie",
+    "hosted_pages",
     "require_policies",
     "steps",
+    "steps_named",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The steps of the flow, as handlers use them."""
+    """The steps of the flow for one tenant, as handlers use them.
+
+    `access`, `hosted`, `events`, `changes` and `clock` are the same in all: a session's record says whose it is.
+    """
 
     access: Access
     sessions: Sessions
@@ -56,6 +65,27 @@ class Steps:
     events: Events
     changes: Changes
     clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """The steps of all tenants.
+
+    Attributes:
+        by_id: As sessions and callers know them.
+        by_name: As the settings call them.
+    """
+
+    by_id: Mapping[str, Steps]
+    by_name: Mapping[str, Steps]
+
+
+class Owned(Protocol):
+    """A caller, or a session."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +105,36 @@ class Door:
         return self.known or await self.access.opener(replace(self.knock, client_id=client_id))
 
 
-def steps(request: Request) -> Steps:
-    """The steps of this process."""
+def steps(request: Request, owner: Owned) -> Steps:
+    """The steps of the tenant whose caller or session it is."""
+    found: Steps = request.app.state.tenants.by_id[owner.tenant]
+    return found
+
+
+def steps_named(request: Request, name: str | None) -> Steps:
+    """The steps of a tenant where nobody says who calls; the first one's for None.
+
+    Raises:
+        NotFound: No such tenant.
+    """
+    found: Steps | None = _first(request) if name is None else request.app.state.tenants.by_name.get(name)
+    if found is None:
+        raise NotFound
+    return found
+
+
+def hosted_pages(request: Request) -> HostedPages:
+    """The hosted pages of all tenants."""
+    return _first(request).hosted
+
+
+def _first(request: Request) -> Steps:
     found: Steps = request.app.state.steps
     return found
+
+
+def _access(request: Request) -> Access:
+    return _first(request).access
 
 
 def _bearer(request: Request) -> str | None:
@@ -96,7 +152,7 @@ def _knock(request: Request, client_id: str | None = None) -> Knock:
 
 async def _identify(request: Request, client_id: str | None = None) -> Caller:
     """Who calls; what is left of a session's reads is told with whatever is answered."""
-    caller = await steps(request).access.identify(_knock(request, client_id))
+    caller = await _access(request).identify(_knock(request, client_id))
     if isinstance(caller, SessionCaller):
         request.scope["state"]["quota"] = caller.quota
     return caller
@@ -108,41 +164,48 @@ async def any_caller(
         str | None, Query(alias="clientId", max_length=128, description="A page without a session names its client.")
     ] = None,
 ) -> Caller:
-    """Anybody we know."""
-    return await _identify(request, client_id)
+    """Anybody we know, to look at what is no session's."""
+    caller = await _identify(request, client_id)
+    _access(request).require_scope(caller, Scope.PROVIDERS_READ)
+    return caller
 
 
 async def own_session(request: Request, session_id: str) -> SessionRecord:
     """The session of the path, for whoever holds its token."""
-    return steps(request).access.own_session(session_id, await _identify(request))
+    return _access(request).own_session(session_id, await _identify(request))
 
 
 async def readable_session(request: Request, session_id: str) -> SessionRecord:
     """The session of the path, for whoever holds its token, for its subject, and for the servers of its tenant."""
-    return await steps(request).access.readable_session(session_id, await _identify(request))
+    return await _access(request).readable_session(session_id, await _identify(request), Scope.SESSIONS_READ)
+
+
+async def closable_session(request: Request, session_id: str) -> SessionRecord:
+    """The session of the path, for the same, to end it."""
+    return await _access(request).readable_session(session_id, await _identify(request), Scope.SESSIONS_WRITE)
 
 
 async def key_session(request: Request, session_id: str) -> SessionRecord:
     """The session of the path, for the servers of its tenant alone."""
-    access = steps(request).access
-    caller = access.require_key(await _identify(request))
-    return await access.tenant_session(session_id, caller.key.tenant, reader=f"key:{caller.key.name}")
+    access = _access(request)
+    caller = access.require_key(await _identify(request), Scope.SESSIONS_WRITE)
+    return await access.tenant_session(session_id, caller.tenant, reader=f"key:{caller.key.name}")
 
 
 async def widget_session(request: Request) -> SessionRecord:
     """The session whose token the vendor's widget took for the vendor's own."""
-    return steps(request).access.living_session(await _identify(request))
+    return _access(request).living_session(await _identify(request))
 
 
 async def door(request: Request) -> Door:
     """Whoever may open sessions."""
-    access, knock = steps(request).access, _knock(request)
+    access, knock = _access(request), _knock(request)
     return Door(access, knock, await access.opener(knock) if knock.credential is not None else None)
 
 
 async def page_door(request: Request) -> Door:
     """Pages alone: a widget that is opened again still sends the token that it got the last time."""
-    return Door(steps(request).access, replace(_knock(request), credential=None), None)
+    return Door(_access(request), replace(_knock(request), credential=None), None)
 
 
 async def guest(request: Request, session_id: str) -> Guest:
@@ -162,11 +225,12 @@ PageDoor = Annotated[Door, Depends(page_door)]
 WidgetSession = Annotated[SessionRecord, Depends(widget_session)]
 OwnSession = Annotated[SessionRecord, Depends(own_session)]
 ReadableSession = Annotated[SessionRecord, Depends(readable_session)]
+ClosableSession = Annotated[SessionRecord, Depends(closable_session)]
 KeySession = Annotated[SessionRecord, Depends(key_session)]
 HostedGuest = Annotated[Guest, Depends(guest)]
 
 POLICIES: Final[frozenset[Callable[..., Any]]] = frozenset(
-    {any_caller, door, page_door, widget_session, own_session, readable_session, key_session, guest}
+    {any_caller, door, page_door, widget_session, own_session, readable_session, closable_session, key_session, guest}
 )
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from service import __version__
 from service.api.address import client_address
 from service.api.cached import Cached
-from service.api.caller import steps
+from service.api.caller import steps_named
 from service.api.envelope import answer, told
 from service.api.hosted import hosted_base, page_url
 from service.api.routing import make_router
@@ -23,6 +23,7 @@ from service.api.views import session_error, session_view
 from service.errors import NotFound
 from service.link.access import KeyCaller, Knock
 from service.link.returns import HostedPage
+from service.link.scopes import Scope
 
 __all__ = ["OPEN_PATHS", "Demo", "build", "router", "what_happens"]
 
@@ -161,7 +162,7 @@ async def demo_asset(request: Request, name: str) -> Response:
 @router.post("/demo/sessions", include_in_schema=False)
 async def demo_create_session(request: Request) -> Response:
     """The host's server asks for a hosted page, for its person to go to; as with `POST /v1/sessions`."""
-    found = steps(request)
+    found = steps_named(request, None)
     started = found.clock.monotonic()
     base = hosted_base(request)
     page = HostedPage(return_url=str(request.base_url), cancel_url=None, open_within=_OPEN_WITHIN_SECONDS)
@@ -183,10 +184,10 @@ async def demo_get_session(request: Request, session_id: str) -> Response:
     Raises:
         NotFound: Not one that this host's server made.
     """
-    found = steps(request)
+    found = steps_named(request, None)
     started = found.clock.monotonic()
     host = await _host(request)
-    session = await found.access.tenant_session(session_id, host.key.tenant, reader=f"key:{host.key.name}")
+    session = await found.access.tenant_session(session_id, host.tenant, reader=f"key:{host.key.name}")
     if session.owner != f"key:{host.key.name}":
         raise NotFound
     session, now = await found.sessions.look(session), found.clock.now()
@@ -202,9 +203,9 @@ async def demo_get_session(request: Request, session_id: str) -> Response:
 
 async def _host(request: Request) -> KeyCaller:
     """The host's server: let in and counted by its API key, under a name of its own."""
-    access = steps(request).access
+    access = steps_named(request, None).access
     knock = Knock(_demo(request).api_key.get_secret_value(), None, None, client_address(request.scope))
-    caller = access.require_key(await access.opener(knock))
+    caller = access.require_key(await access.opener(knock), Scope.SESSIONS_READ)
     return KeyCaller(replace(caller.key, name=_KEY_NAME))
 
 

@@ -56,10 +56,11 @@ async def stream_events(
     ] = None,
 ) -> Response:
     """What happens in a session, as it happens. Ends with the session, and after 5 minutes: then come back."""
-    stream = await steps(request).events.open(session, last_event_id)
+    found = steps(request, session)
+    stream = await found.events.open(session, last_event_id)
     if stream is None:
         return Response(status_code=204)
-    return _EventStream(session.id, stream, steps(request).changes)
+    return _EventStream(session.id, stream, found.changes)
 
 
 class _EventStream(Response):

@@ -9,7 +9,7 @@ from typing import Final, Self
 from fastapi import Request
 from starlette.responses import Response
 
-from service.api.caller import HostedGuest, guest_cookie, steps
+from service.api.caller import HostedGuest, guest_cookie, hosted_pages
 from service.api.envelope import answer
 from service.api.models import EnterHostedPage
 from service.api.routing import make_router
@@ -129,7 +129,7 @@ async def enter_hosted_page(
     Without a token in the answer there is an `outcome`, or the person has yet to begin.
     """
     shown = shown or EnterHostedPage()
-    pages = steps(request).hosted
+    pages = hosted_pages(request)
     entered = await pages.enter(session_id, shown.secret, guest, begin=shown.begin)
     payload = {
         "token": entered.token.get_secret_value() if entered.token else None,

@@ -48,7 +48,7 @@ async def create_link(
     if len(request.headers.getlist("idempotency-key")) > 1:
         raise MalformedRequest("There is more than one Idempotency-Key header")
     choice = _choice(wanted, idempotency_key)
-    linked = await steps(request).attach.link(session, choice)
+    linked = await steps(request, session).attach.link(session, choice)
     payload = {
         "accountId": linked.link.account_id,
         "serviceAccounts": [{"id": each} for each in linked.accounts],

@@ -1,5 +1,6 @@
 """For those who run the service: alive, ready, metrics. Open to whoever reaches the listener; tells no secret."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -56,6 +57,7 @@ class Health:
 
     Attributes:
         mode: Which upstream it speaks to.
+        upstreams: Of each tenant.
         started: Redis has answered at least once.
         draining: It is about to stop; requests are still served, so that load balancers have time to notice.
         closing: It takes no new work any more.
@@ -63,7 +65,7 @@ class Health:
     """
 
     mode: Literal["sandbox", "production"]
-    upstream: Upstream
+    upstreams: Sequence[Upstream]
     started: bool = False
     draining: bool = False
     closing: bool = False
@@ -72,7 +74,8 @@ class Health:
     def report(self) -> dict[str, Any]:
         """As `/readyz` tells it."""
         status = "draining" if self.draining else "ready" if self.started else "starting"
-        upstream = {None: "unknown", True: "ok", False: "unreachable"}[self.upstream.reachable]
+        reachable = {each.reachable for each in self.upstreams}
+        upstream = "unreachable" if False in reachable else "ok" if True in reachable else "unknown"
         store = "ok" if self.store_answers else "unavailable"
         return {"status": status, "mode": self.mode, "store": store, "upstream": upstream}
 

@@ -21,13 +21,13 @@ router: Final = make_router("/v1/providers", "providers")
 @router.get(
     "",
     response_model=ProviderListed,
-    responses={304: {"description": "Not modified"}, **failures(401, 422, 429, 502, 503, 504)},
+    responses={304: {"description": "Not modified"}, **failures(401, 403, 422, 429, 502, 503, 504)},
 )
 async def list_providers(
-    request: Request, _caller: AnyCaller, search: Annotated[str, Query(max_length=256)] = ""
+    request: Request, caller: AnyCaller, search: Annotated[str, Query(max_length=256)] = ""
 ) -> Response:
-    """Step 2a: utilities by name, those that begin with the search text first."""
-    providers = await steps(request).providers.get()
+    """Step 2a: utilities by name, those that begin with the search text first. Scope of keys: `providers:read`."""
+    providers = await steps(request, caller).providers.get()
     tag = hashlib.sha256(f"{providers.version}\n{search}".encode()).hexdigest()[:32]
     headers = {"ETag": f'"{tag}"', "Cache-Control": "private, max-age=300"}
     if is_known(request.headers.get("if-none-match"), {tag}):

@@ -6,7 +6,7 @@ from typing import Any, Final, TypedDict
 from fastapi import Request
 from starlette.responses import Response
 
-from service.api.caller import KeySession, OpenDoor, ReadableSession, steps
+from service.api.caller import ClosableSession, KeySession, OpenDoor, ReadableSession, steps
 from service.api.documented import failures, follow_ups
 from service.api.envelope import answer, told
 from service.api.hosted import hosted_base, page_url
@@ -48,17 +48,20 @@ class _Given(TypedDict):
     responses={201: {"links": _NEXT}, **failures(401, 403, 429, 502, 503, 504, body=True)},
 )
 async def create_session(request: Request, door: OpenDoor, wanted: CreateSession | None = None) -> Response:
-    """Step 1: open a session for a person. Its token goes to that person's frontend; it is shown only here."""
+    """Step 1: open a session for a person. Its token goes to that person's frontend; it is shown only here.
+
+    Scope of keys: `sessions:write`.
+    """
     wanted = wanted or CreateSession()
     caller = await door.admit(wanted.client_id)
     given: _Given = {"subject": wanted.subject, "metadata": wanted.metadata, "ttl_seconds": wanted.ttl_seconds}
     if wanted.hosted is None:
-        opened = await steps(request).sessions.open(caller, **given)
+        opened = await steps(request, caller).sessions.open(caller, **given)
         session, payload = opened.session, _opened(request, opened)
     else:
         page = HostedPage(wanted.hosted.return_url, wanted.hosted.cancel_url, wanted.hosted.open_within)
         base = hosted_base(request)
-        invited = await steps(request).sessions.invite(caller, page=page, **given)
+        invited = await steps(request, caller).sessions.invite(caller, page=page, **given)
         session, payload = invited.session, _invited(request, invited, base)
     location = {"Location": f"/v1/sessions/{session.id}"}
     return answer(request.scope, payload, message="Session created", status=201, headers=location)
@@ -68,35 +71,38 @@ async def create_session(request: Request, door: OpenDoor, wanted: CreateSession
     "/{session_id}/tokens", status_code=201, response_model=TokenReplaced, responses=failures(401, 403, 404, 429, 503)
 )
 async def replace_session_token(request: Request, session: KeySession) -> Response:
-    """Issue a new token for a session; the old one stops working at once."""
-    opened = await steps(request).sessions.replace_token(session)
+    """Issue a new token for a session; the old one stops working at once. Scope of keys: `sessions:write`."""
+    opened = await steps(request, session).sessions.replace_token(session)
     return answer(request.scope, _opened(request, opened), message="Token replaced", status=201)
 
 
-@router.get("/{session_id}", response_model=SessionShown, responses=failures(401, 404, 429, 503))
+@router.get("/{session_id}", response_model=SessionShown, responses=failures(401, 403, 404, 429, 503))
 async def get_session(request: Request, session: ReadableSession) -> Response:
-    """A session as it is now. A host's server verifies here what a browser has told it."""
-    return _shown(request, await steps(request).sessions.look(session))
+    """A session as it is now. A host's server verifies here what a browser has told it.
+
+    Scope of keys: `sessions:read`.
+    """
+    return _shown(request, await steps(request, session).sessions.look(session))
 
 
-@router.delete("/{session_id}", response_model=SessionShown, responses=failures(401, 404, 409, 429, 503))
-async def close_session(request: Request, session: ReadableSession) -> Response:
-    """End a session at the person's wish; one that has ended stays as it is."""
-    return _shown(request, await steps(request).sessions.close(session))
+@router.delete("/{session_id}", response_model=SessionShown, responses=failures(401, 403, 404, 409, 429, 503))
+async def close_session(request: Request, session: ClosableSession) -> Response:
+    """End a session at the person's wish; one that has ended stays as it is. Scope of keys: `sessions:write`."""
+    return _shown(request, await steps(request, session).sessions.close(session))
 
 
 def _invited(request: Request, invited: Invited, base: str) -> dict[str, Any]:
-    view = session_view(invited.session, steps(request).clock.now())
+    view = session_view(invited.session, steps(request, invited.session).clock.now())
     return {"session": {**view, "url": page_url(base, invited)}}
 
 
 def _opened(request: Request, opened: Opened) -> dict[str, Any]:
-    view = session_view(opened.session, steps(request).clock.now())
+    view = session_view(opened.session, steps(request, opened.session).clock.now())
     return {"session": {**view, "token": opened.token.get_secret_value()}}
 
 
 def _shown(request: Request, session: SessionRecord) -> Response:
-    now = steps(request).clock.now()
+    now = steps(request, session).clock.now()
     payload = {"session": session_view(session, now)}
     error = session_error(session, now)
     if error is not None:

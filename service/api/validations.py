@@ -64,7 +64,8 @@ router: Final = make_router("/v1/sessions/{session_id}/validations", "validation
 )
 async def create_validation(request: Request, session: OwnSession, wanted: CreateValidation) -> Response:
     """Step 2b: sign in at a utility; for OAuth, open the `authorizeUrl` that comes back. Takes `Prefer: wait=N`."""
-    validations, clock = steps(request).validations, steps(request).clock
+    found = steps(request, session)
+    validations, clock = found.validations, found.clock
     asked_at = clock.monotonic()
     validation = await validations.start(
         session, wanted.provider_id, _credentials(wanted), address=client_address(request.scope)
@@ -84,7 +85,7 @@ async def create_validation(request: Request, session: OwnSession, wanted: Creat
 )
 async def get_validation(request: Request, session: OwnSession, validation_id: str) -> Response:
     """A validation as it is now, or with `Prefer: wait=N` as soon as it is finished."""
-    validations = steps(request).validations
+    validations = steps(request, session).validations
     validation = validations.among(session, validation_id)
     waited = _wait(request)
     if waited is not None and validation.state == "pending":
@@ -95,7 +96,7 @@ async def get_validation(request: Request, session: OwnSession, validation_id: s
 @router.delete("/{validation_id}", response_model=ValidationShown, responses=failures(401, 403, 404, 429, 503))
 async def cancel_validation(request: Request, session: OwnSession, validation_id: str) -> Response:
     """Give up a validation; a success that comes later is not shown. A finished one stays as it is."""
-    validation = await steps(request).validations.give_up(session, validation_id)
+    validation = await steps(request, session).validations.give_up(session, validation_id)
     return _shown(request, session.id, validation, status=200, waited=None)
 
 

@@ -20,6 +20,7 @@ from service.errors import (
     InvalidRequest,
     NotFound,
     OutcomeUnknown,
+    Unauthenticated,
     UpstreamCredentialsRejected,
     UpstreamUnavailable,
 )
@@ -65,11 +66,14 @@ ServiceAccountIds = Annotated[list[UpstreamId], Field(min_length=1, max_length=2
 @router.post("/access-token", include_in_schema=False)
 async def widget_access_token(request: Request, door: PageDoor, wanted: AccessTokenRequest) -> Response:
     """Step 1: a session instead of the vendor's token, for a page that is registered as a client."""
-    found = steps(request)
     caller = await door.admit(wanted.client_id)
+    found = steps(request, caller)
     presented = wanted.secret.get_secret_value()
     if presented.startswith(SESSION_TOKEN_PREFIX):
-        session = found.access.living_session(await found.access.session_of(presented))
+        holder = await found.access.session_of(presented)
+        if holder.tenant != caller.tenant:
+            raise Unauthenticated
+        session = found.access.living_session(holder)
         return Response(encode({"id": session.account_id, "token": presented}), media_type=_JSON)
     found.sessions.warn_of_leak(wanted.secret)
     try:
@@ -84,9 +88,9 @@ async def widget_access_token(request: Request, door: PageDoor, wanted: AccessTo
 
 
 @router.get("/utility-companies", include_in_schema=False)
-async def widget_utility_companies(request: Request, _session: WidgetSession) -> Response:
+async def widget_utility_companies(request: Request, session: WidgetSession) -> Response:
     """Step 2a: the vendor's list, from the cache."""
-    providers = await steps(request).providers.get()
+    providers = await steps(request, session).providers.get()
     companies = [each.company.model_dump(by_alias=True, exclude_none=True) for each in providers.providers]
     return Response(encode(companies), media_type=_JSON)
 
@@ -94,7 +98,7 @@ async def widget_utility_companies(request: Request, _session: WidgetSession) ->
 @router.post("/jobs", include_in_schema=False)
 async def widget_create_job(request: Request, session: WidgetSession, wanted: JobRequest) -> Response:
     """Step 2b: start a validation; answers the vendor's own job id."""
-    found = steps(request)
+    found = steps(request, session)
     elsewhere = await found.validations.signs_in_elsewhere(wanted.utility_company_id)
     credentials = None if elsewhere else _credentials(wanted)
     address = client_address(request.scope)
@@ -111,14 +115,14 @@ async def widget_job(request: Request, session: WidgetSession, job_id: str) -> R
     validation = next((each for each in session.validations if each.job_id == job_id), None)
     if validation is None:
         raise NotFound
-    shown = steps(request).validations.among(session, validation.id)
+    shown = steps(request, session).validations.among(session, validation.id)
     return Response(encode(_job(shown)), media_type=_JSON)
 
 
 @router.get("/utility-user-account/{account_id}", include_in_schema=False)
 async def widget_utility_account(request: Request, session: WidgetSession, account_id: str) -> Response:
     """Step 3: one utility account of this session, as the vendor would list it."""
-    found = await steps(request).accounts.list(session, read_again=False)
+    found = await steps(request, session).accounts.list(session, read_again=False)
     account = next((each for each in found.utility_accounts if each["id"] == account_id), None)
     if account is None:
         raise NotFound
@@ -138,7 +142,7 @@ async def widget_link(
     """Step 4."""
     if account_id != session.account_id:
         raise NotFound
-    linked = await steps(request).attach.link(session, Choice(sorted(set(ids))))
+    linked = await steps(request, session).attach.link(session, Choice(sorted(set(ids))))
     payload = {
         "accountId": linked.link.account_id,
         "serviceAccounts": [{"id": each} for each in linked.accounts],

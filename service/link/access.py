@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -13,8 +13,9 @@ from service.clock import Clock
 from service.errors import Forbidden, NotFound, RateLimited, SessionExpired, StoreUnavailable, Unauthenticated
 from service.link.clients import Clients, PublishableClient
 from service.link.flow import State, state_of
-from service.link.identity import UserTokens
+from service.link.identity import UserTokens, issuer_of
 from service.link.limits import Doors
+from service.link.scopes import ALL_SCOPES, Scope
 from service.stores.limits import Limit, Quota
 from service.stores.records import SessionRecord
 from service.stores.sessions import READ_WINDOW_SECONDS, Reads, SessionStore
@@ -45,10 +46,11 @@ _SESSION_TOKEN: Final = re.compile(r"oms_([0-9a-f]{32})_[A-Za-z0-9_-]{43}")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key of a host's server: it may act for any subject of its tenant."""
+    """A key of a host's server: it may act for any subject of its tenant, as far as its scopes go."""
 
     name: str
     tenant: str
+    scopes: frozenset[Scope] = ALL_SCOPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class KeyCaller:
     """A host's server."""
 
     key: ApiKey
+
+    @property
+    def tenant(self) -> str:
+        """On whose behalf."""
+        return self.key.tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,11 @@ class SessionCaller:
 
     session: SessionRecord
     quota: Quota
+
+    @property
+    def tenant(self) -> str:
+        """On whose behalf."""
+        return self.session.tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,11 @@ class ClientCaller:
     """A page that is registered as a publishable client."""
 
     client: PublishableClient
+
+    @property
+    def tenant(self) -> str:
+        """On whose behalf."""
+        return self.client.tenant
 
 
 Caller = KeyCaller | UserCaller | ClientCaller | SessionCaller
@@ -126,6 +143,8 @@ class Access:
 
     Attributes:
         api_keys: By SHA-256 of the key.
+        users: By issuer of their tokens.
+        tenants: Whose sessions there are.
     """
 
     def __init__(
@@ -133,8 +152,8 @@ class Access:
         *,
         api_keys: Mapping[str, ApiKey],
         clients: Clients,
-        users: UserTokens | None,
-        tenant: str,
+        users: Mapping[str, UserTokens],
+        tenants: Collection[str],
         doors: Doors,
         sessions: SessionStore,
         clock: Clock,
@@ -143,7 +162,7 @@ class Access:
         self._api_keys = api_keys
         self._clients = clients
         self._users = users
-        self._tenant = tenant
+        self._tenants = frozenset(tenants)
         self._doors = doors
         self._sessions = sessions
         self._clock = clock
@@ -169,7 +188,7 @@ class Access:
 
     async def _page(self, knock: Knock) -> ClientCaller:
         client = self._clients.admit(knock.client_id, knock.origin)
-        await self._doors.by_page(client.id, knock.address)
+        await self._doors.by_page(client, knock.address)
         return ClientCaller(client)
 
     async def _bearer(self, credential: str) -> KeyCaller | UserCaller | SessionCaller:
@@ -178,9 +197,10 @@ class Access:
         if credential.startswith(SESSION_TOKEN_PREFIX):
             return await self.session_of(credential)
         if credential.count(".") == _DOTS_OF_A_JWT:
-            if self._users is None:
+            users = self._users.get(issuer_of(credential)) if self._users else None
+            if users is None:
                 raise Unauthenticated
-            return UserCaller(await self._users.subject_of(credential), self._tenant)
+            return UserCaller(await users.subject_of(credential), users.tenant)
         key = self._api_keys.get(token_hash(credential)) if len(credential) <= _LONGEST_CREDENTIAL else None
         if key is None:
             raise Unauthenticated
@@ -203,7 +223,7 @@ class Access:
         if found is None:
             raise Unauthenticated
         session, reads = found
-        if session.tenant != self._tenant or self._is_forgotten(session):
+        if session.tenant not in self._tenants or self._is_forgotten(session):
             raise Unauthenticated
         if not hmac.compare_digest(session.token_hash, presented):
             raise Unauthenticated
@@ -222,29 +242,40 @@ class Access:
         """Whoever may open sessions.
 
         Raises:
-            Forbidden: The holder of a session's token: one session does not open another.
+            Forbidden: The holder of a session's token: one session does not open another. A key without the scope.
         """
         caller = await self.identify(knock)
         match caller:
             case SessionCaller():
                 raise Forbidden
             case KeyCaller():
-                await self._doors.by_key(caller.key.name)
+                self.require_scope(caller, Scope.SESSIONS_WRITE)
+                await self._doors.by_key(caller.tenant, caller.key.name)
             case UserCaller():
-                await self._doors.by_user(caller.subject)
+                await self._doors.by_user(caller.tenant, caller.subject)
             case ClientCaller():
                 pass
         return caller
 
-    def require_key(self, caller: Caller) -> KeyCaller:
+    def require_key(self, caller: Caller, scope: Scope) -> KeyCaller:
         """A host's server.
 
         Raises:
-            Forbidden: Known, but not a host's server.
+            Forbidden: Known, but not a host's server, or its key lacks the scope.
         """
         if not isinstance(caller, KeyCaller):
             raise Forbidden
+        self.require_scope(caller, scope)
         return caller
+
+    def require_scope(self, caller: Caller, scope: Scope) -> None:
+        """Scopes are of keys; what others may do follows from what they are.
+
+        Raises:
+            Forbidden: The key is restricted to other things.
+        """
+        if isinstance(caller, KeyCaller) and scope not in caller.key.scopes:
+            raise Forbidden
 
     def own_session(self, session_id: str, caller: Caller) -> SessionRecord:
         """A session, for whoever holds its token.
@@ -259,18 +290,19 @@ class Access:
             raise NotFound
         return caller.session
 
-    async def readable_session(self, session_id: str, caller: Caller) -> SessionRecord:
+    async def readable_session(self, session_id: str, caller: Caller, scope: Scope) -> SessionRecord:
         """A session, for whoever holds its token, for its subject, and for the servers of its tenant.
 
         Raises:
-            Forbidden: A page.
+            Forbidden: A page, or a key without the scope.
             NotFound: Unknown, or somebody else's.
         """
         match caller:
             case SessionCaller():
                 return self.own_session(session_id, caller)
             case KeyCaller():
-                return await self.tenant_session(session_id, caller.key.tenant, reader=f"key:{caller.key.name}")
+                self.require_scope(caller, scope)
+                return await self.tenant_session(session_id, caller.tenant, reader=f"key:{caller.key.name}")
             case UserCaller():
                 reader = f"user:{token_hash(caller.subject)}"
                 return await self.tenant_session(session_id, caller.tenant, reader=reader, subject=caller.subject)

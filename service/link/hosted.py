@@ -53,19 +53,19 @@ class Entered:
 
 
 class HostedPages:
-    """Lets browsers into sessions by their hosted pages.
+    """Lets browsers into sessions by their hosted pages: whose a session is, only the session itself knows.
 
     Attributes:
+        settlements: By tenant.
         retention_ms: How long a page tells of a session that has ended.
     """
 
     def __init__(
-        self, *, sessions: SessionStore, settlement: Settlement, doors: Doors, tenant: str, clock: Clock
+        self, *, sessions: SessionStore, settlements: Mapping[str, Settlement], doors: Doors, clock: Clock
     ) -> None:
         self._sessions = sessions
-        self._settlement = settlement
+        self._settlements = settlements
         self._doors = doors
-        self._tenant = tenant
         self._clock = clock
         self.retention_ms = sessions.retention_ms
 
@@ -92,7 +92,7 @@ class HostedPages:
         entry, session = await self._enter(session_id, hashes, begin=begin)
         if entry == "linking" and session is not None:
             # Perhaps only the remains of a process that died.
-            await self._settlement.recover(session)
+            await self._settlements[session.tenant].recover(session)
             entry, session = await self._enter(session_id, hashes, begin=begin)
         if entry == "refused" or session is None or session.hosted is None:
             with suppress(StoreUnavailable):
@@ -115,7 +115,7 @@ class HostedPages:
             return "refused", None
         entry = await self._sessions.enter(
             session_id,
-            tenant=self._tenant,
+            tenants=self._settlements,
             secret_hash=hashes.secret,
             known_browser=hashes.known_browser,
             new_browser=hashes.new_browser,

@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import SecretStr
 
 from service.errors import TooManyAttempts
+from service.link.clients import PublishableClient
 from service.stores.limits import Limit, LimitStore
 
 __all__ = ["Doors", "Lockout"]
@@ -27,29 +28,33 @@ ATTEMPTS_WINDOW_SECONDS: Final = 900
 
 
 class Doors:
-    """Counts what is asked for, before anything is done for it. Raises `RateLimited`, or `StoreUnavailable`."""
+    """Counts what is asked for, before anything is done for it. Raises `RateLimited`, or `StoreUnavailable`.
 
-    def __init__(self, *, limits: LimitStore, tenant: str, refusals_per_minute: int) -> None:
+    Each tenant has its share of everything that is counted once the tenant is known. The names of the first one's
+    counters do not tell it: they are older than the others'.
+    """
+
+    def __init__(self, *, limits: LimitStore, first_tenant: str, refusals_per_minute: int) -> None:
         self._limits = limits
-        self._tenant = tenant
+        self._first = first_tenant
         self._refusals = Limit("refused", refusals_per_minute, 60)
 
-    async def by_page(self, client_id: str, address: str) -> None:
+    async def by_page(self, client: PublishableClient, address: str) -> None:
         """A page opens a session, or lists providers, with its publishable id."""
-        await self._limits.spend(DOOR_BY_ADDRESS, address)
-        await self._limits.spend(DOOR_BY_CLIENT, client_id)
+        await self._limits.spend(DOOR_BY_ADDRESS, self._within(client.tenant, address))
+        await self._limits.spend(DOOR_BY_CLIENT, client.id)
 
     async def by_invitation(self, address: str) -> None:
         """Somebody opens a hosted page."""
         await self._limits.spend(DOOR_BY_ADDRESS, address)
 
-    async def by_user(self, subject: str) -> None:
+    async def by_user(self, tenant: str, subject: str) -> None:
         """A user opens a session with a token of the host's."""
-        await self._limits.spend(DOOR_BY_SUBJECT, _short(subject))
+        await self._limits.spend(DOOR_BY_SUBJECT, self._within(tenant, _short(subject)))
 
-    async def by_key(self, name: str) -> None:
+    async def by_key(self, tenant: str, name: str) -> None:
         """A host's server opens a session."""
-        await self._limits.spend(DOOR_BY_KEY, f"{self._tenant}:{name}")
+        await self._limits.spend(DOOR_BY_KEY, f"{tenant}:{name}")
 
     async def by_sign_in(self, client_id: str) -> None:
         """Somebody signs in at a utility, in a session that a page opened by itself."""
@@ -62,6 +67,9 @@ class Doors:
     async def refused(self, address: str) -> None:
         """Somebody presents a credential that is not good; guessing is slowed down by address."""
         await self._limits.spend(self._refusals, address)
+
+    def _within(self, tenant: str, who: str) -> str:
+        return who if tenant == self._first else f"{tenant}:{who}"
 
 
 class Lockout:

@@ -58,7 +58,11 @@ class ProviderList:
 
 
 class Providers:
-    """The shared list: fresh for five minutes, then refreshed in the background, served stale for up to a day."""
+    """The shared list: fresh for five minutes, then refreshed in the background, served stale for up to a day.
+
+    Args:
+        logos_query: Ends the addresses of pictures, so that they lead to this tenant's list; empty for the first one.
+    """
 
     def __init__(
         self,
@@ -69,6 +73,7 @@ class Providers:
         store: Store,
         key: str,
         https_only: bool,
+        logos_query: str,
         locks: Locks,
         notices: Notices,
         tasks: Tasks,
@@ -80,6 +85,7 @@ class Providers:
         self._store = store
         self._key = key
         self._https_only = https_only
+        self._logos_query = logos_query
         self._clock = clock
         self._list: ProviderList | None = None
         self._refresh = Refresh(
@@ -183,6 +189,8 @@ class Providers:
     def _picture(self, company: Company) -> str | None:
         """The picture itself, or where we have it: a page that shows our list asks no other party for anything."""
         address = company.logo or ""
+        here = f"/logos/{company.id}{self._logos_query}"
         if address.startswith("data:image/"):
-            return address
-        return f"/logos/{company.id}" if is_web_address(address, https_only=self._https_only) else None
+            # The browser client takes pictures from here alone, by the address that it is told.
+            return here if self._logos_query else address
+        return here if is_web_address(address, https_only=self._https_only) else None

@@ -16,7 +16,8 @@ __all__ = ["Refresh"]
 
 _T = TypeVar("_T")
 _LEASE_MS: Final = 15_000
-"""Longer than any fetch, so that the lease outlives the call that it protects."""
+"""Longer than a call, so that the lease outlives the one that it protects. A fetch that needs two of them, since the
+first secret was refused, may overrun it at worst: then another process fetches as well."""
 
 _WAIT_FOR_OTHERS_SECONDS: Final = 12.0
 _WAIT_SECONDS: Final = 25.0

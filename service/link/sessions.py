@@ -1,8 +1,7 @@
 """The life of a link session: opened by a host, walked by a person, ended once."""
 
-import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -57,14 +56,14 @@ class Sessions:
         sessions: SessionStore,
         settlement: Settlement,
         return_urls: ReturnUrls,
-        secret: SecretStr,
+        vendor_secrets: Iterable[SecretStr],
         clock: Clock,
     ) -> None:
         self._tokens = tokens
         self._sessions = sessions
         self._settlement = settlement
         self._return_urls = return_urls
-        self._secret_hash = token_hash(secret.get_secret_value())
+        self._vendor_secrets = frozenset(token_hash(each.get_secret_value()) for each in vendor_secrets)
         self._leak_told = False
         self._clock = clock
 
@@ -132,9 +131,8 @@ class Sessions:
         return new, SecretStr(token)
 
     def warn_of_leak(self, presented: SecretStr) -> None:
-        """Say once, loudly, that a page carries the vendor's real secret; never the value."""
-        told = token_hash(presented.get_secret_value())
-        if not self._leak_told and hmac.compare_digest(told, self._secret_hash):
+        """Say once, loudly, that a page carries a real secret of the vendor's, whichever tenant's; never the value."""
+        if not self._leak_told and token_hash(presented.get_secret_value()) in self._vendor_secrets:
             self._leak_told = True
             log.error("secret_in_page", hint="a page sends the real secret: delete it there, and have it replaced")
 
@@ -169,8 +167,8 @@ def _owner(caller: Opener, subject: str | None) -> tuple[str, str, str | None]:
     """Who a session belongs to: owner, tenant, subject."""
     match caller:
         case KeyCaller():
-            return f"key:{caller.key.name}", caller.key.tenant, subject
+            return f"key:{caller.key.name}", caller.tenant, subject
         case UserCaller():
             return "user", caller.tenant, caller.subject
         case ClientCaller():
-            return f"client:{caller.client.id}", caller.client.tenant, None
+            return f"client:{caller.client.id}", caller.tenant, None

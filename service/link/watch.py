@@ -108,6 +108,7 @@ class Watchers:
         self._cadence = cadence
         self._running: dict[Job, _Watched] = {}
         self._beginning: dict[Job, asyncio.Task[str | None]] = {}
+        self._told_running = 0
 
     async def claim(self, job: Job) -> float:
         """Hold a job before anything is sent for it, so that it is found if this process dies; returns until when.
@@ -139,7 +140,7 @@ class Watchers:
         self._beginning[job] = begun
         begun.add_done_callback(lambda _: self._beginning.pop(job, None))
         self._running[job] = _Watched(self._tasks.spawn(self._follow(job, begun), name="poll validation"), held_until)
-        RUNNING_JOBS.set(len(self._running))
+        self._tell_running()
         return begun
 
     async def _begin(self, job: Job, begin: Callable[[], Awaitable[str | None]]) -> str | None:
@@ -176,7 +177,12 @@ class Watchers:
         watched = self._running.get(job)
         if watched is not None and watched.task is asyncio.current_task():
             del self._running[job]
-            RUNNING_JOBS.set(len(self._running))
+            self._tell_running()
+
+    def _tell_running(self) -> None:
+        """Each tenant has its own pollers, and the process one figure."""
+        RUNNING_JOBS.inc(len(self._running) - self._told_running)
+        self._told_running = len(self._running)
 
     async def run(self) -> None:
         """Renew leases and take over orphaned jobs, for as long as the process lives."""
@@ -203,7 +209,7 @@ class Watchers:
             if job not in self._running:
                 resumed = self._tasks.spawn(self._resume(job), name="resume validation")
                 self._running[job] = _Watched(resumed, held_until)
-        RUNNING_JOBS.set(len(self._running))
+        self._tell_running()
 
     async def release(self) -> None:
         """Stop polling and let other processes take over at once.

@@ -13,7 +13,7 @@ from service.sandbox.calls import Route
 from service.sandbox.companies import COMPANIES, Company
 from service.sandbox.people import ServiceAccount, loses_token
 from service.sandbox.strict import Request, bearer, json_array, json_object, no_body, single_header
-from service.sandbox.world import ACCOUNT_ID, CLIENT_ID, SECRET, Job, World
+from service.sandbox.world import Job, World
 
 __all__ = ["ENDPOINTS", "Endpoint", "Handler", "sign_in_url"]
 
@@ -25,9 +25,9 @@ def post_access_token(world: World, request: Request, _path: dict[str, str]) -> 
     body = json_object(request, "clientId", "secret", "name")
     if body["name"] != "Omnimetic":
         raise Refusal(400, "name must be Omnimetic")
-    if (body["clientId"], body["secret"]) != (CLIENT_ID, SECRET):
+    if body["clientId"] != world.client_id or body["secret"] not in world.secrets:
         raise Refusal(401, "clientId or secret is wrong")
-    return json_answer(200, {"id": ACCOUNT_ID, "token": world.issue_token()})
+    return json_answer(200, {"id": world.account_id, "token": world.issue_token()})
 
 
 def get_companies(world: World, request: Request, _path: dict[str, str]) -> Answer:
@@ -77,7 +77,7 @@ def get_account(world: World, request: Request, path: dict[str, str]) -> Answer:
 def post_batch(world: World, request: Request, path: dict[str, str]) -> Answer:
     """Link service accounts to the integrator's account."""
     _authorize(world, request)
-    if path["integrator"] != ACCOUNT_ID:
+    if path["integrator"] != world.account_id:
         raise Refusal(403, "the account of the path is not the token's")
     ids = json_array(request)
     linking = {_known_service_account(world, service_account_id).person.linking for service_account_id in ids}
@@ -91,7 +91,7 @@ def get_data(world: World, request: Request, path: dict[str, str]) -> Answer:
     """Give the utility data of a linked service account."""
     _authorize(world, request)
     no_body(request)
-    if path["integrator"] != ACCOUNT_ID:
+    if path["integrator"] != world.account_id:
         raise Refusal(403, "the account of the path is not the token's")
     if not world.is_linked(path["service"]):
         raise Refusal(404, "no such service account is linked")

@@ -79,10 +79,14 @@ class _Known:
 
 
 class World:
-    """Everything that the sandbox remembers.
+    """Everything that the sandbox remembers, for one integrator.
 
     Changed by the server's thread; a test in another one may read it, pull levers and reset it, because no step
     here leaves a state that a reader could trip over.
+
+    Attributes:
+        secrets: Those that are accepted: an integrator's secret is changed by changing these.
+        account_id: The integrator's account.
     """
 
     def __init__(
@@ -90,6 +94,9 @@ class World:
         *,
         settings: Settings | None = None,
         public_url: str | None = None,
+        client_id: str = CLIENT_ID,
+        secret: str = SECRET,
+        account_id: str = ACCOUNT_ID,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -97,6 +104,10 @@ class World:
         self._clock = clock
         self._wall = wall
         self._known = _Known()
+        self._first_secret = secret
+        self.client_id = client_id
+        self.secrets = frozenset({secret})
+        self.account_id = account_id
         self.public_url = public_url and public_url.rstrip("/")
         self.settings = replace(self._initial)
         self.calls = CallLog(wall)
@@ -104,8 +115,9 @@ class World:
         self.tokens = Tokens(clock=clock, wall=wall)
 
     def reset(self) -> None:
-        """Back to the first moment: settings, tokens, jobs, links, faults and the log."""
+        """Back to the first moment: settings, secret, tokens, jobs, links, faults and the log."""
         self.settings = replace(self._initial)
+        self.secrets = frozenset({self._first_secret})
         self.faults.clear()
         self.tokens.revoke_all()
         self._known = _Known()
@@ -114,7 +126,7 @@ class World:
     def issue_token(self) -> str:
         """A token with the lives that the settings say."""
         return self.tokens.issue(
-            ACCOUNT_ID,
+            self.account_id,
             claimed_seconds=self.settings.token_lifetime,
             granted_seconds=self.settings.token_server_lifetime,
         )

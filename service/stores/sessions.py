@@ -1,6 +1,6 @@
 """Link sessions: each is one hash, and each change to it one script."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal, cast
@@ -163,7 +163,7 @@ class SessionStore:
         self,
         session_id: str,
         *,
-        tenant: str,
+        tenants: Iterable[str],
         secret_hash: str,
         known_browser: str,
         new_browser: str,
@@ -173,7 +173,7 @@ class SessionStore:
     ) -> Entry:
         """Let a browser into a session by its hosted page; with '' for what it does not present. All are hashes."""
         hashes = [secret_hash, known_browser, new_browser, token_hash]
-        args: list[str | int] = [now, tenant, *hashes, self.retention_ms, self._keys.channel, session_id, int(begin)]
+        args: list[str | int] = [now, *hashes, self.retention_ms, self._keys.channel, session_id, int(begin), *tenants]
         return cast("Entry", await self._store.run("hosted_enter", keys=[self._keys.session(session_id)], args=args))
 
     async def replace_token(self, session_id: str, token_hash: str) -> bool:

@@ -18,7 +18,7 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from service.telemetry import called
+from service.telemetry import called, log
 from service.upstream import wire
 from service.upstream.limiter import Limiter, LimiterRules
 from service.upstream.retries import Retries
@@ -77,6 +77,7 @@ class UpstreamClient:
         credentials_url: str,
         client_id: str,
         secret: SecretStr,
+        next_secret: SecretStr | None = None,
         rules: LimiterRules | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -84,7 +85,7 @@ class UpstreamClient:
         self._base = base_url.rstrip("/")
         self._credentials_base = credentials_url.rstrip("/")
         self._client_id = client_id
-        self._secret = secret
+        self._secrets = [("active", secret), *([("next", next_secret)] if next_secret else [])]
         self._clock = clock
         self._rules = rules or LimiterRules()
         self._limiters: dict[str, Limiter] = {}
@@ -92,12 +93,25 @@ class UpstreamClient:
         self.reachable: bool | None = None
 
     async def fetch_token(self) -> wire.FetchedToken:
-        """Step 1.
+        """Step 1, with the secret that was accepted last, and with the other one if the vendor answers 401 to it.
 
         Raises:
-            UpstreamCredentialsRejected: The vendor answered 401 to our client id and secret.
+            UpstreamCredentialsRejected: The vendor answered 401 to our client id and each secret.
         """
-        body = {"clientId": self._client_id, "secret": self._secret.get_secret_value(), "name": _TOKEN_BODY_NAME}
+        for which in tuple(self._secrets):
+            name, secret = which
+            try:
+                fetched = await self._fetch_token_with(secret)
+            except UpstreamCredentialsRejected:
+                continue
+            if which != self._secrets[0]:
+                self._secrets.reverse()
+                log.warning("upstream_secret_changed", accepted=name)
+            return fetched
+        raise UpstreamCredentialsRejected
+
+    async def _fetch_token_with(self, secret: SecretStr) -> wire.FetchedToken:
+        body = {"clientId": self._client_id, "secret": secret.get_secret_value(), "name": _TOKEN_BODY_NAME}
 
         def read(answer: Answer) -> wire.FetchedToken:
             if answer.status == HTTPStatus.UNAUTHORIZED:

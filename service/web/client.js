@@ -626,7 +626,8 @@ class Omniconnect {
   #logo(provider) {
     const initials = provider.name.split(/\s+/).map((word) => word[0]).join("").slice(0, 2).toUpperCase();
     const text = make("span", {}, initials);
-    const src = `${this.#service.base}/logos/${encodeURIComponent(provider.id)}`;
+    const path = provider.logo?.startsWith("/logos/") ? provider.logo : `/logos/${encodeURIComponent(provider.id)}`;
+    const src = this.#service.base + path;
     const image = provider.logo && make("img", { alt: "", loading: "lazy", onload: () => text.remove(), onerror: () => image.remove() });
     if (image) image.src = src;
     return make("span", { class: "logo", "aria-hidden": "true" }, text, image);

@@ -19,7 +19,7 @@ POLICY_OF = {
     "create_session": "door",
     "replace_session_token": "key_session",
     "get_session": "readable_session",
-    "close_session": "readable_session",
+    "close_session": "closable_session",
     "list_providers": "any_caller",
     "create_validation": "own_session",
     "get_validation": "own_session",

@@ -58,7 +58,7 @@ async def door(valkey: str, upstream: SandboxServer, prefix: str, provider: Prov
 
 
 def keys_of(door: Replica) -> identity.KeySet:
-    found: identity.KeySet = door.app.state.steps.access._users._keys
+    found: identity.KeySet = door.app.state.steps.access._users[ISSUER]._keys
     return found
 
 

@@ -18,6 +18,16 @@ def test_a_new_key_comes_with_the_setting_that_takes_it() -> None:
     assert len(base64.b64decode(value.removeprefix("main:"))) == 32
 
 
+def test_a_new_key_may_be_restricted() -> None:
+    told, setting = run(
+        "keys", "new", "shop", "--scope", "sessions:read", "--scope", "providers:read"
+    ).stdout.splitlines()
+    digest = hashlib.sha256(told.split()[-1].encode()).hexdigest()
+    assert setting == f"OMNICONNECT_API_KEYS=shop:{digest}:sessions:read+providers:read"
+    assert run("keys", "new", "shop", "--scope", "everything").returncode == 2
+    assert run("keys", "new", "shop", "--encryption", "--scope", "sessions:read").returncode == 2
+
+
 def test_the_document_is_printed_without_any_setting() -> None:
     assert json.loads(run("openapi").stdout)["openapi"].startswith("3.1")
 

@@ -1,6 +1,9 @@
 import base64
 import json
 import socket
+from pathlib import Path
+
+import pytest
 
 from service.sandbox.server import SandboxServer
 from tests.cli.conftest import run
@@ -60,3 +63,23 @@ def test_refused_credentials_and_a_wrong_clock_are_told_apart_from_an_upstream_t
         "credentials",
         "port",
     }
+
+
+def test_each_tenant_and_a_secret_that_is_to_come_are_looked_at(
+    upstream: SandboxServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tenants.json"
+    file.write_text(json.dumps({"north": {"clientId": "sandbox-north", "secret": "sandbox-canary"}}))
+    more = {"OMNICONNECT_TENANTS_FILE": str(file), "OMNICONNECT_NEXT_SECRET": "sandbox-next"}
+    code, rows = examined(**settings(upstream.url, **more))
+    assert code == 1
+    assert rows["credentials"] == ("ok", "the upstream accepts the client id and secret")
+    assert rows["next secret"] == ("warn", "the upstream does not accept it yet")
+    assert rows["credentials north"] == ("fail", "the upstream refuses the client id and secret")
+    assert rows["callers north"][0] == "warn"
+    # From the other side of the change.
+    monkeypatch.setattr(upstream.world, "secrets", frozenset({"sandbox-next"}))
+    code, rows = examined(**settings(upstream.url, OMNICONNECT_NEXT_SECRET="sandbox-next"))
+    assert code == 0
+    assert rows["credentials"] == ("warn", "the upstream refuses the client id and secret")
+    assert rows["next secret"] == ("ok", "the upstream accepts the client id and secret")

@@ -14,7 +14,7 @@ from service.sandbox.world import ACCOUNT_ID
 from service.settings import SANDBOX_API_KEY
 from service.stores.connection import Store
 from service.stores.keys import Keys
-from service.wiring import _tenant
+from service.wiring import _tenant_id
 from tests.conftest import Replica, make_settings, running_replica
 from tests.faults.redis_line import RedisLine
 from tests.walk import SRP
@@ -48,7 +48,8 @@ async def direct(valkey: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def keys(prefix: str, valkey: str, upstream: SandboxServer) -> Keys:
-    return Keys(prefix, _tenant(make_settings(valkey, upstream.url, prefix)))
+    settings = make_settings(valkey, upstream.url, prefix)
+    return Keys(prefix, _tenant_id(settings, settings.client_id))
 
 
 async def test_what_is_no_text_fails_the_command_that_read_it_and_nothing_else(

@@ -19,7 +19,7 @@ import pytest
 
 from service.sandbox.server import SandboxServer
 from service.stores.keys import Keys
-from service.wiring import _tenant
+from service.wiring import _tenant_id
 from tests.conftest import Replica, make_settings, running_replica
 from tests.faults.servers import Fleet, cluster_of_shards, sentinel_with_replicas
 from tests.link.waiting import until
@@ -155,7 +155,7 @@ async def test_a_master_killed_in_a_storm_of_links_sends_nothing_twice_and_takes
             fleet.url, upstream.url, prefix, redis_timeout=COMMAND_SECONDS, account_attempts=1_000_000
         )
         replicas = [await stack.enter_async_context(running_replica(settings)) for _ in range(PROCESSES)]
-        guard = Keys(prefix, _tenant(settings)).guard("account", "service")
+        guard = Keys(prefix, _tenant_id(settings, settings.client_id)).guard("account", "service")
         storm = Storm(random.Random(seed), fleet, guard, replicas, upstream)  # noqa: S311 -- repeatable, not secret
         await storm.rage()
         lost = await storm.lost()

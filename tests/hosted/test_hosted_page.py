@@ -303,7 +303,7 @@ async def test_a_lost_answer_of_redis_is_asked_for_again_without_starting_anew(p
         "new_browser": "b" * 64,
         "token_hash": "c" * 64,
     }
-    given = {"tenant": steps.hosted._tenant, "now": steps.clock.now(), **hashes}
+    given = {"tenants": steps.hosted._settlements, "now": steps.clock.now(), **hashes}
     assert await sessions.enter(page.session["id"], **given) == "opened"
     assert await sessions.enter(page.session["id"], **given) == "opened"
 
@@ -326,7 +326,7 @@ async def test_an_opened_session_is_kept_as_long_as_any(replica: Replica, valkey
 
 
 async def test_another_tenants_page_is_unknown(page: Page, replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica.app.state.steps.hosted, "_tenant", "another")
+    monkeypatch.setattr(replica.app.state.steps.hosted, "_settlements", {"another": None})
     assert (await page.enter(secret=page.secret)).status_code == 404
     monkeypatch.undo()
     await page.first()

@@ -128,11 +128,13 @@ class Store:
             StoreUnavailable: No answer in time, or an error; `done` if it ran, and too few replicas have it.
         """
         text, digest = _script(script)
-        send = self._keep if kept and self._replicas else self._command
+        if kept and self._replicas:
+            # By its text: to hear that Redis has forgotten a script would take as long as its replicas may take.
+            return await self._keep("EVAL", text, len(keys), *keys, *args)
         try:
-            return await send("EVALSHA", digest, len(keys), *keys, *args)
+            return await self._command("EVALSHA", digest, len(keys), *keys, *args)
         except NoScriptError:
-            return await send("EVAL", text, len(keys), *keys, *args)
+            return await self._command("EVAL", text, len(keys), *keys, *args)
 
     async def hash(self, key: str) -> dict[str, str]:
         """All fields of a hash; empty if there is none.
@@ -211,8 +213,7 @@ class Store:
         """One script, and the word of enough replicas that they have it, on one connection that serves nobody else.
 
         Raises:
-            NoScriptError: Redis does not know the script (any more).
-            StoreUnavailable: No answer in time, or another error; `done` if it ran, and too few replicas have it.
+            StoreUnavailable: No answer in time, or an error; `done` if it ran, and too few replicas have it.
         """
         try:
             async with asyncio.timeout(_QUEUE_SECONDS):

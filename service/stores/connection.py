@@ -313,7 +313,7 @@ async def _of_cluster(cluster: RedisCluster, commands: Sequence[_Command]) -> Se
     if not rest:
         return [await cluster.execute_command(*first)]
     replies = await _of_node(cluster, commands)
-    if isinstance(replies[0], Exception) and not isinstance(replies[0], NoScriptError):
+    if isinstance(replies[0], Exception):
         await cluster.execute_command(*first)  # follows redirections, and learns of the nodes anew
         replies = await _of_node(cluster, commands)
     return replies

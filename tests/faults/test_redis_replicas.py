@@ -32,6 +32,11 @@ async def follower(fleet: Fleet) -> AsyncIterator[Node]:
     await fleet.caught_up()
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_REPLICA_MS", 1000)  # a busy machine's replica is no lost one
+
+
 @pytest.fixture
 async def replica(fleet: Fleet, upstream: SandboxServer, prefix: str) -> AsyncIterator[Replica]:
     async with running_replica(make_settings(fleet.url, upstream.url, prefix)) as running:

@@ -82,7 +82,7 @@ class Fleet:
         self._provider = provider
         self.calls = 0
         self.failed: list[str] = []
-        self.walks = 0
+        self.walks: Counter[int] = Counter()
         self.closing = False
         self._walked = asyncio.Condition()
         self._balancer = Balancer()
@@ -126,10 +126,10 @@ class Fleet:
             assert linked.status_code == 201, linked.text
 
     async def walked(self) -> None:
-        """Return once a walk that began after this call has come to its end."""
-        until = self.walks + PEOPLE + 1
+        """Return once a walk that began after this call has come to its end, and none that began before is under way."""
+        until = {each: self.walks[each] + 2 for each in range(PEOPLE)}
         async with self._walked:
-            await self._walked.wait_for(lambda: self.walks >= until or self.failed)
+            await self._walked.wait_for(lambda: self.walks >= Counter(until) or self.failed)
         assert self.failed == []
 
     async def _note(self, answer: httpx.Response) -> None:
@@ -143,8 +143,9 @@ class Fleet:
         async with self._walked:
             self._walked.notify_all()
 
-    async def person(self, *, by_server: bool) -> None:
+    async def person(self, number: int) -> None:
         """One walk after the other, in sessions that the host's server opens, or the person by a token."""
+        by_server = number % 2 == 0
         while not self.closing:
             walk = Walk(
                 self.client, api_key=self.api_key if by_server else self._provider.token(f"person-{self.calls}")
@@ -157,7 +158,7 @@ class Fleet:
             ids = await walk.account_ids()
             await walk.accounts(**{"Cache-Control": "no-cache"})
             await walk.link(ids)
-            self.walks += 1
+            self.walks[number] += 1
             async with self._walked:
                 self._walked.notify_all()
 
@@ -168,7 +169,7 @@ async def under_load(given: dict[str, Any], provider: Provider) -> AsyncIterator
         fleet = Fleet(given, provider, stack)
         await fleet.start()
         await stack.enter_async_context(fleet.client)
-        people = [asyncio.create_task(fleet.person(by_server=each % 2 == 0)) for each in range(PEOPLE)]
+        people = [asyncio.create_task(fleet.person(each)) for each in range(PEOPLE)]
         try:
             await fleet.walked()
             yield fleet

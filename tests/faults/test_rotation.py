@@ -126,7 +126,7 @@ class Fleet:
             assert linked.status_code == 201, linked.text
 
     async def walked(self) -> None:
-        """Return once a walk that began after this call has come to its end, and none that began before is under way."""
+        """Return once everybody has been through a walk that began after this call."""
         until = {each: self.walks[each] + 2 for each in range(PEOPLE)}
         async with self._walked:
             await self._walked.wait_for(lambda: self.walks >= Counter(until) or self.failed)

@@ -66,3 +66,13 @@ def test_both_locks_agree_and_name_no_place_to_download_from() -> None:
     runtime, everything = (set(re.findall(r"^(\S+==[^\s;\\]+)", lock, re.MULTILINE)) for lock in locks)
     assert runtime < everything
     assert not any("://" in lock or "--index" in lock or "--find-links" in lock for lock in locks)
+
+
+def test_the_threat_model_promises_nothing_that_no_test_shows() -> None:
+    model = (ROOT / "deploy" / "threat-model.md").read_text(encoding="utf-8")
+    rows = [line for line in model.splitlines() if line.startswith("| ") and "::" in line]
+    assert len(rows) > 20
+    for path, name in re.findall(r"`([a-z_/]+\.py)::(test_\w+)`", model):
+        assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), f"{path}::{name}"
+    threats = model.partition("## Who attacks")[2].partition("## What is not stopped")[0]
+    assert {line for line in threats.splitlines()[4:] if line.startswith("| ")} <= set(rows)

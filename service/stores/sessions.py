@@ -323,7 +323,7 @@ class SessionStore:
         return Settled(answer[0], read_link(answer[1]) if answer[1] else None)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)
 def _remembered(session_id: str, parts: tuple[str, ...]) -> SessionRecord | None:
     """Most reads find a session as the last one did: reading it then takes longer than all else that Redis costs."""
     return _record(session_id, dict(zip(parts[::2], parts[1::2], strict=True)))

@@ -42,7 +42,7 @@ from service.api.body import BodyGuard
 from service.api.caller import require_policies
 from service.api.cors import ApiCors
 from service.api.envelope import failure
-from service.api.middleware import Around
+from service.api.middleware import Around, Shed
 from service.api.models import field_names
 from service.api.routing import Switch
 from service.clock import SYSTEM_CLOCK, Clock
@@ -80,6 +80,7 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
             Middleware(Around, closing=lambda: process.health.closing),
             *_own_listener(settings),
             Middleware(BodyGuard, on_error=failure),
+            Middleware(Shed),
         ],
     )
     app.state.tenants = process.tenants

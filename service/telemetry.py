@@ -34,7 +34,10 @@ UPSTREAM_SECONDS: Final = Histogram(
 )
 UPSTREAM_DROPPED: Final = Counter("omniconnect_upstream_dropped", "Parts of vendor answers that were dropped", ["what"])
 UPSTREAM_SHUT: Final = Gauge(
-    "omniconnect_upstream_shut", "Circuit breakers that are open", ["operation"], multiprocess_mode="livesum"
+    "omniconnect_upstream_shut",
+    "Circuit breakers that opened and have not closed again",
+    ["operation"],
+    multiprocess_mode="livesum",
 )
 STORE_FAILURES: Final = Counter("omniconnect_store_failures", "Redis commands that failed", ["reason"])
 RUNNING_JOBS: Final = Gauge(

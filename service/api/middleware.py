@@ -44,7 +44,6 @@ class Around:
     def __init__(self, app: ASGIApp, *, closing: Callable[[], bool]) -> None:
         self._app = app
         self._closing = closing
-        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -87,15 +86,7 @@ class Around:
             return await failure(scope, NotAcceptable())(scope, receive, send)
         if scope["path"].startswith(("/v1/", "/api/", "/link/")) and scope["method"] == "POST" and self._closing():
             return await failure(scope, ShuttingDown())(scope, receive, send)
-        if _is_free(scope, headers):
-            return await self._app(scope, receive, send)
-        if self._in_flight >= (_MOST_READS if scope["method"] == "GET" else _MOST_REQUESTS):
-            return await failure(scope, Overloaded())(scope, receive, send)
-        self._in_flight += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._in_flight -= 1
+        return await self._app(scope, receive, send)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         # The template, not the path: a path holds ids, and whatever else a caller puts there.
@@ -107,10 +98,37 @@ class Around:
         tell("request", route=template, method=scope["method"][:16], status=known, ms=round(seconds * 1000, 1))
 
 
-def _is_free(scope: Scope, headers: Headers) -> bool:
-    """Whether a request is let in however many there are: probes, and those that hold a line and do nothing."""
+class Shed:
+    """Innermost: a place is taken by what is at work, not by who has not sent all of its body yet."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or say that there is too much to do; reads that only wait are always answered."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        reads, waits = scope["method"] == "GET", _waits(scope)
+        if waits and reads:
+            return await self._app(scope, receive, send)
+        if self._in_flight >= (_MOST_READS if reads else _MOST_REQUESTS):
+            return await failure(scope, Overloaded())(scope, receive, send)
+        if waits:
+            return await self._app(scope, receive, send)
+        self._in_flight += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._in_flight -= 1
+
+
+def _waits(scope: Scope) -> bool:
+    """Whether a request holds no place: probes, and those that hold a line and mostly do nothing."""
     path = scope["path"]
-    return path in _PROBES or path.endswith("/events") or ("/validations" in path and "prefer" in headers)
+    return (
+        path in _PROBES or path.endswith("/events") or ("/validations" in path and b"prefer" in dict(scope["headers"]))
+    )
 
 
 def _new_request_id() -> str:

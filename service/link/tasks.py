@@ -36,9 +36,11 @@ class Tasks:
             log.error("task_broke", task=task.get_name(), exc_info=error)
 
     async def drain(self, seconds: float) -> None:
-        """Wait for what is under way, then cancel what is left, and what that has started in its turn."""
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=seconds)
+        """Wait for what is under way and for what that starts, then cancel what is left, and what that has started."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while self._tasks and (seconds_left := until - loop.time()) > 0:
+            await asyncio.wait(tuple(self._tasks), timeout=seconds_left)
         for _ in range(_CANCEL_ROUNDS):
             left = tuple(self._tasks)
             if not left:

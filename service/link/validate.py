@@ -294,7 +294,11 @@ class Validations:
         with self._changes.follow(session_id) as following:
             while True:
                 session = await following.session()
-                validation = self.among(session, validation_id) if session else _absent()
+                found = [each for each in session.validations if each.id == validation_id] if session else []
+                # Who followed the session before may have read it before this validation began.
+                validation = (
+                    settled(found[0], self._clock.now()) if found else await self.find(session_id, validation_id)
+                )
                 left = until - self._clock.monotonic()
                 if validation.state != "pending" or left <= 0 or self._changes.draining:
                     return validation

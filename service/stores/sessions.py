@@ -24,6 +24,9 @@ from service.stores.records import (
 __all__ = ["Added", "Begun", "Entry", "Invitation", "NewSession", "Reads", "SessionStore", "Settled"]
 
 READ_WINDOW_SECONDS: Final = 60
+_LARGEST_REMEMBERED: Final = 16_384
+"""Characters of a session that is kept in memory; one with many accounts is larger, and read anew each time."""
+
 
 Begun = Literal["begun", "missing", "reused", "closed", "expired", "linked", "settled", "other", "unknown", "keys"]
 Entry = Literal["invited", "opened", "resumed", "restarted", "over", "ended", "linking", "refused"]
@@ -156,7 +159,9 @@ class SessionStore:
         answer = await self._store.run("session_read", keys=keys, args=[READ_WINDOW_SECONDS * 1000, token_hash])
         if not answer:
             return None
-        record = _remembered(session_id, tuple(answer[2:]))
+        parts = tuple(answer[2:])
+        small = sum(map(len, parts)) <= _LARGEST_REMEMBERED
+        record = _remembered(session_id, parts) if small else _parsed(session_id, parts)
         return (record, Reads(int(answer[0]), max(1, -(-int(answer[1]) // 1000)))) if record else None
 
     async def enter(
@@ -326,6 +331,10 @@ class SessionStore:
 @lru_cache(maxsize=1024)
 def _remembered(session_id: str, parts: tuple[str, ...]) -> SessionRecord | None:
     """Most reads find a session as the last one did: reading it then takes longer than all else that Redis costs."""
+    return _parsed(session_id, parts)
+
+
+def _parsed(session_id: str, parts: tuple[str, ...]) -> SessionRecord | None:
     return _record(session_id, dict(zip(parts[::2], parts[1::2], strict=True)))
 
 

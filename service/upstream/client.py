@@ -199,12 +199,15 @@ class UpstreamClient:
             seconds = give_up - self._clock.monotonic() if retries else None
             send = partial(self._transport.read, url, token=token, fresh=retries > 0, seconds=seconds)
             try:
-                return await self._call(limiter, send, read)
+                return await self._call(limiter, send, read, path if operation in {"read_job", "read_account"} else "")
             except ServiceError as error:
                 delay = self._retries.delay(error, retries=retries, left=give_up - self._clock.monotonic())
                 if delay is None:
                     raise
+                failed = error
             await asyncio.sleep(delay)
+            if self._clock.monotonic() >= give_up:
+                raise failed
             retries += 1
 
     def _limiter(self, operation: _Operation, of: str = "") -> Limiter:
@@ -214,7 +217,9 @@ class UpstreamClient:
             self._limiters[operation + of] = limiter
         return limiter
 
-    async def _call(self, limiter: Limiter, send: Callable[[], Awaitable[Answer]], read: Callable[[Answer], _T]) -> _T:
+    async def _call(
+        self, limiter: Limiter, send: Callable[[], Awaitable[Answer]], read: Callable[[Answer], _T], about: str = ""
+    ) -> _T:
         """One exchange through a limiter, and read. A 4xx speaks of the request, and so well of the vendor."""
         era = await limiter.enter()
         started = self._clock.monotonic()
@@ -239,7 +244,7 @@ class UpstreamClient:
             return result
         finally:
             now = self._clock.monotonic()
-            limiter.leave(era, good=good, now=now)
+            limiter.leave(era, good=good, now=now, about=about)
             called(limiter.operation, outcome, now - started)
 
 

@@ -5,7 +5,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from service.clock import Clock
@@ -18,6 +18,8 @@ _SLOTS: Final = 6
 """Parts of the window: a result counts for five to six sixths of it."""
 
 _JITTER: Final = 0.2
+_LEAST_DIFFERENT: Final = 3
+"""Accounts, or jobs, that must fail before the operation that reads them is taken for broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,15 @@ class LimiterRules:
     least_calls: int = 5
     window_seconds: float = 30.0
     rest_seconds: float = 30.0
+
+
+@dataclass(slots=True)
+class _Slot:
+    """How calls went in a part of the window, and which resources failed."""
+
+    good: int = 0
+    bad: int = 0
+    failing: set[str] = field(default_factory=set)
 
 
 class Limiter:
@@ -66,7 +77,7 @@ class Limiter:
         self._probing = False
         self._era = 0
         self._in_a_row = 0
-        self._slots: deque[list[int]] = deque(maxlen=_SLOTS)
+        self._slots: deque[_Slot] = deque(maxlen=_SLOTS)
         self._slot_ends = -math.inf
 
     def check(self) -> None:
@@ -105,8 +116,15 @@ class Limiter:
             self._era += 1
         return self._era
 
-    def leave(self, era: int, *, good: bool | None, now: float) -> None:
-        """Give the turn back, and say how the call went; None if nothing was learned."""
+    def leave(self, era: int, *, good: bool | None, now: float, about: str = "") -> None:
+        """Give the turn back, and say how the call went; None if nothing was learned.
+
+        Args:
+            era: What `enter` returned.
+            good: How it went.
+            now: Seconds on the monotonic clock.
+            about: Which resource was read, where a resource by itself may be broken.
+        """
         self._turns.release()
         if era != self._era:
             return  # it began before the breaker opened or closed, and says nothing of the time since
@@ -116,26 +134,31 @@ class Limiter:
                 self._close() if good else self._open(now)
         elif good:
             self._in_a_row = 0
-            self._slot(now)[0] += 1
+            self._slot(now).good += 1
         elif good is not None:
             self._in_a_row += 1
-            self._slot(now)[1] += 1
+            slot = self._slot(now)
+            slot.bad += 1
+            if about and len(slot.failing) < _LEAST_DIFFERENT:
+                slot.failing.add(about)
+            if about and len(set[str]().union(*(each.failing for each in self._slots))) < _LEAST_DIFFERENT:
+                return  # one person's broken account is no broken operation
             if self._in_a_row >= self._rules.failures or self._too_few_successes():
                 self._open(now)
 
-    def _slot(self, now: float) -> list[int]:
-        """Successes and failures of the part of the window that is now."""
+    def _slot(self, now: float) -> "_Slot":
+        """The part of the window that is now."""
         while now >= self._slot_ends:
             if now >= self._slot_ends + self._rules.window_seconds:
                 self._slots.clear()
                 self._slot_ends = now
-            self._slots.append([0, 0])
+            self._slots.append(_Slot())
             self._slot_ends += self._rules.window_seconds / _SLOTS
         return self._slots[-1]
 
     def _too_few_successes(self) -> bool:
-        good = sum(each[0] for each in self._slots)
-        calls = good + sum(each[1] for each in self._slots)
+        good = sum(each.good for each in self._slots)
+        calls = good + sum(each.bad for each in self._slots)
         return calls >= self._rules.least_calls and good < self._rules.success_share * calls
 
     def _open(self, now: float) -> None:

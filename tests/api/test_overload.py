@@ -98,3 +98,25 @@ async def test_streams_and_waiters_take_no_place(shared: Replica, monkeypatch: p
         assert (await walk.show()).status_code == 200
     await walk.client.delete(f"{walk.path}/validations/{pending}", headers=walk.headers)
     assert {each.status_code for each in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_who_has_not_sent_all_of_a_body_takes_no_place(shared: Replica, held: Held) -> None:
+    url = httpx.URL(shared.url)
+    senders = [await asyncio.open_connection(url.host, url.port) for _ in range(MOST_REQUESTS + 1)]
+    for _, writer in senders:
+        writer.write(
+            b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"
+        )
+        await writer.drain()
+    await held.hold(MOST_READS - 1)  # their heads were read before these
+    assert (await shared.walk().open()).id
+    for _, writer in senders:
+        writer.close()
+
+
+async def test_work_is_shed_whatever_it_prefers(shared: Replica, held: Held) -> None:
+    walk = await shared.walk().open()
+    calls = await held.hold(MOST_REQUESTS)
+    is_overloaded(await walk.validate(wait=5))
+    held.release.set()
+    await asyncio.gather(*calls)

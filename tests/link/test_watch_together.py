@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from service.errors import StoreUnavailable
 from service.link import changes
+from service.link.tasks import Tasks
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
 from service.stores import notices
@@ -171,3 +172,34 @@ async def test_a_validation_whose_record_got_no_reply_is_not_pending_for_minutes
     finished = (await walk.validation(written["id"], wait=20)).json()["validation"]
     assert finished["reason"] == "interrupted"
     assert upstream.world.calls.all("jobs") == []
+
+
+async def test_who_waits_beside_a_stream_that_heard_nothing_finds_the_validation(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starter, other = replicas[:2]
+    walk = await starter.walk().open()
+    async with other.client.stream("GET", f"{walk.path}/events", headers=walk.headers) as stream:
+        await anext(stream.aiter_lines())
+        monkeypatch.setattr(other.app.state.steps.changes.notices, "wake", lambda _: None)
+        started = (await walk.validate("user_never", wait=None)).json()["validation"]
+        assert (await walk.at(other.client).validation(started["id"], wait=1)).status_code == 200
+
+
+async def test_draining_waits_for_what_tasks_have_started() -> None:
+    tasks, begun, recorded = Tasks(), asyncio.Event(), asyncio.Event()
+
+    async def record() -> None:
+        await begun.wait()
+        recorded.set()
+
+    async def link() -> None:
+        tasks.spawn(record(), name="record")
+
+    tasks.spawn(link(), name="link")
+    draining = asyncio.create_task(tasks.drain(HANG_GUARD_SECONDS))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    begun.set()
+    await draining
+    assert recorded.is_set()

@@ -82,10 +82,10 @@ async def test_the_breaker_ends_it_sooner(vendor: RawVendor) -> None:
     rules = LimiterRules()
     async with transport() as over:
         calls = client(vendor, over, rules)
-        for _ in range(50):
+        for number in range(50):
             with pytest.raises((UpstreamError, UpstreamShut)):
-                await calls.read_utility_account(TOKEN, "ua1")
-    assert vendor.count("account") == rules.failures
+                await calls.read_utility_account(TOKEN, f"ua{number}")
+    assert vendor.count("account") <= 3 * rules.failures
 
 
 @given(st.floats(0, 1), st.integers(0, 1))
@@ -139,3 +139,19 @@ async def test_all_attempts_together_have_the_time_of_one_call(vendor: RawVendor
     assert given_seconds[0] is None
     assert given_seconds[1] is not None
     assert 0 < given_seconds[1] <= 0.5
+
+
+async def test_a_retry_that_wakes_too_late_is_left(vendor: RawVendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    vendor.says["job"] = raw(503, b"{}")
+    clock = ManualClock()
+
+    async def stand_still(_: float) -> None:
+        clock.seconds += 11
+
+    async with transport() as over:
+        of = client(vendor, over, NEVER_SHUT)
+        of._clock = clock
+        monkeypatch.setattr("service.upstream.client.asyncio.sleep", stand_still)
+        with pytest.raises(UpstreamError):
+            await of.read_job(TOKEN, "job1")
+    assert vendor.count("job") == 1

@@ -3,11 +3,12 @@
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import cache
+from ipaddress import IPv4Network, ip_network
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -56,6 +57,8 @@ from service.wiring import Process, Timing, wire
 __all__ = ["create_app", "from_environment", "openapi_document"]
 
 _FIELDS = field_names() | {"search"}
+_MAPPED_BITS: Final = 96
+"""Of an IPv6 address that stands for one of IPv4 (RFC 4291, section 2.5.5.2), those before it."""
 
 
 def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | None = None) -> FastAPI:
@@ -166,10 +169,21 @@ class _App(FastAPI):
         await self.middleware_stack(scope, receive, send)
 
 
+def _networks(trusted: Iterable[str]) -> list[str]:
+    """As uvicorn takes them: without host bits, and IPv4 also as a listener on `::` sees it."""
+    networks = [ip_network(each, strict=False) for each in trusted]
+    mapped = [
+        f"::ffff:{each.network_address}/{_MAPPED_BITS + each.prefixlen}"
+        for each in networks
+        if isinstance(each, IPv4Network)
+    ]
+    return sorted([*map(str, networks), *mapped])
+
+
 def _proxy_headers(settings: Settings) -> list[Middleware]:
     if not settings.trusted_proxies:
         return []
-    return [Middleware(ProxyHeadersMiddleware, trusted_hosts=sorted(settings.trusted_proxies))]
+    return [Middleware(ProxyHeadersMiddleware, trusted_hosts=_networks(settings.trusted_proxies))]
 
 
 def _own_listener(settings: Settings) -> list[Middleware]:

@@ -355,7 +355,10 @@ class Settings(BaseSettings):
         first = TenantRule.model_construct(**{**given, "api_keys": api_keys, "clients": clients})
         address = {"upstream_url": self.upstream_url, "credentials_url": self.credentials_url}
         further = {
-            name: rule if rule.upstream_url else rule.model_copy(update=address) for name, rule in self._further.items()
+            name: rule
+            if rule.upstream_url
+            else rule.model_copy(update={each: url for each, url in address.items() if getattr(rule, each) is None})
+            for name, rule in self._further.items()
         }
         return {FIRST_TENANT: first, **further}
 

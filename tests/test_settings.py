@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from service.settings import (
+    DEFAULT_UPSTREAM_URL,
     SANDBOX_API_KEY_SHA256,
     SANDBOX_CLIENT_ID,
     SANDBOX_ENCRYPTION_KEY,
@@ -315,7 +317,7 @@ HASH = "0" * 63
 @pytest.mark.parametrize(
     ("given", "scopes"),
     [
-        (f"shop:{HASH}1", {"sessions:write", "sessions:read", "providers:read"}),
+        (f"shop:{HASH}1", {"sessions:write", "sessions:tokens", "sessions:read", "providers:read"}),
         (f"shop:{HASH}1:sessions:read", {"sessions:read"}),
         (f"shop:{HASH}1:sessions:write+providers:read", {"sessions:write", "providers:read"}),
     ],
@@ -460,3 +462,11 @@ def test_a_further_tenant_of_the_sandbox_has_nothing_real(
 
 def test_the_next_secret_is_checked_as_the_secret_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert faults(monkeypatch, **REAL, NEXT_SECRET="canary") == ["OMNICONNECT_NEXT_SECRET is too short to be one"]
+
+
+def test_a_tenant_keeps_the_address_that_it_gives_for_credentials(tmp_path: Path) -> None:
+    file = tmp_path / "tenants.json"
+    given = "https://eu.omnimetic.example/api"
+    file.write_text(json.dumps({"north": {"clientId": "north", "secret": "north-secret", "credentialsUrl": given}}))
+    north = Settings(client_id="south", secret=SecretStr("south-secret"), tenants_file=file).tenants()["north"]
+    assert (north.upstream_url, north.credentials_url) == (DEFAULT_UPSTREAM_URL, given)

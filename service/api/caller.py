@@ -188,7 +188,7 @@ async def closable_session(request: Request, session_id: str) -> SessionRecord:
 async def key_session(request: Request, session_id: str) -> SessionRecord:
     """The session of the path, for the servers of its tenant alone."""
     access = _access(request)
-    caller = access.require_key(await _identify(request), Scope.SESSIONS_WRITE)
+    caller = access.require_key(await _identify(request), Scope.SESSIONS_TOKENS)
     return await access.tenant_session(session_id, caller.tenant, reader=f"key:{caller.key.name}")
 
 

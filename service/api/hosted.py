@@ -13,7 +13,7 @@ from service.api.caller import HostedGuest, guest_cookie, hosted_pages
 from service.api.envelope import answer
 from service.api.models import EnterHostedPage
 from service.api.routing import make_router
-from service.errors import FieldError, InvalidRequest
+from service.errors import FieldError, Forbidden, InvalidRequest
 from service.link.sessions import Invited
 
 __all__ = ["HostedShell", "hosted_base", "page_url", "router"]
@@ -128,6 +128,8 @@ async def enter_hosted_page(
 
     Without a token in the answer there is an `outcome`, or the person has yet to begin.
     """
+    if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":  # a sibling site has the cookie sent, too
+        raise Forbidden
     shown = shown or EnterHostedPage()
     pages = hosted_pages(request)
     entered = await pages.enter(session_id, shown.secret, guest, begin=shown.begin)

@@ -29,7 +29,7 @@ async def list_providers(
     """Step 2a: utilities by name, those that begin with the search text first. Scope of keys: `providers:read`."""
     providers = await steps(request, caller).providers.get()
     tag = hashlib.sha256(f"{providers.version}\n{search}".encode()).hexdigest()[:32]
-    headers = {"ETag": f'"{tag}"', "Cache-Control": "private, max-age=300"}
+    headers = {"ETag": f'"{tag}"', "Cache-Control": "private, max-age=300", "Vary": "Authorization"}
     if is_known(request.headers.get("if-none-match"), {tag}):
         return Response(status_code=304, headers=headers)
     found = fragment(b"[" + b",".join(providers.search(search)) + b"]")

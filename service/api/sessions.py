@@ -71,7 +71,7 @@ async def create_session(request: Request, door: OpenDoor, wanted: CreateSession
     "/{session_id}/tokens", status_code=201, response_model=TokenReplaced, responses=failures(401, 403, 404, 429, 503)
 )
 async def replace_session_token(request: Request, session: KeySession) -> Response:
-    """Issue a new token for a session; the old one stops working at once. Scope of keys: `sessions:write`."""
+    """Issue a new token for a session; the old one stops working at once. Scope of keys: `sessions:tokens`."""
     opened = await steps(request, session).sessions.replace_token(session)
     return answer(request.scope, _opened(request, opened), message="Token replaced", status=201)
 

@@ -332,7 +332,7 @@ class Access:
             RateLimited: It is asked for too often.
         """
         known = SESSION_ID.fullmatch(session_id)
-        found = await self._sessions.read_counted(session_id, reader=reader) if known else None
+        found = await self._sessions.read_counted(session_id, reader=f"{tenant}:{reader}") if known else None
         if found is None:
             raise NotFound
         session, reads = found

@@ -27,6 +27,9 @@ _FIRST_KEYS_SECONDS: Final = 2.0
 
 _WAIT_SECONDS: Final = 5.0
 _MOST_KEYS: Final = 50
+_MOST_WAITING: Final = 50
+"""Requests whose key is unknown: more would fill the process while the provider is slow."""
+
 _LEEWAY_SECONDS: Final = 30.0
 _LONGEST_TOKEN: Final = 8192
 _LONGEST_SUBJECT: Final = 255
@@ -60,6 +63,7 @@ class KeySet:
         self._fetched_at = float("-inf")
         self._asked_at = float("-inf")
         self._running: asyncio.Task[None] | None = None
+        self._waiting = 0
 
     async def find(self, key_id: str) -> jwt.PyJWK | None:
         """The key of this id; None if the provider has none.
@@ -75,9 +79,15 @@ class KeySet:
             return known
         running = self._refresh()
         if running is not None:
-            with suppress(TimeoutError, ServiceError):
-                async with asyncio.timeout(_WAIT_SECONDS):
-                    await asyncio.shield(running)
+            if self._waiting >= _MOST_WAITING:
+                raise UpstreamUnavailable
+            self._waiting += 1
+            try:
+                with suppress(TimeoutError, ServiceError):
+                    async with asyncio.timeout(_WAIT_SECONDS):
+                        await asyncio.shield(running)
+            finally:
+                self._waiting -= 1
         if not self._keys:
             raise UpstreamUnavailable
         return self._keys.get(key_id)

@@ -13,11 +13,15 @@ from service.stores.limits import Limit, LimitStore
 __all__ = ["Doors", "Lockout"]
 
 DOOR_BY_ADDRESS: Final = Limit("address", 60, 60)
-"""Sessions opened by pages, and hosted pages opened, per address (an IPv6 /64 is one)."""
+"""Sessions opened by pages, per address (an IPv6 /64 is one)."""
 
 DOOR_BY_CLIENT: Final = Limit("client", 600, 60)
 DOOR_BY_SUBJECT: Final = Limit("subject", 60, 60)
 DOOR_BY_KEY: Final = Limit("key", 6000, 60)
+DOOR_OF_PAGES: Final = Limit("hosted", 60, 60)
+"""Hosted pages opened, per address."""
+
+SIGN_INS_BY_ADDRESS: Final = Limit("address-validations", 60, 60)
 SIGN_INS_BY_CLIENT: Final = Limit("client-validations", 300, 60)
 """Validations begun in the sessions that a page opened by itself: each costs the vendor a job and its polls."""
 
@@ -46,7 +50,7 @@ class Doors:
 
     async def by_invitation(self, address: str) -> None:
         """Somebody opens a hosted page."""
-        await self._limits.spend(DOOR_BY_ADDRESS, address)
+        await self._limits.spend(DOOR_OF_PAGES, address)
 
     async def by_user(self, tenant: str, subject: str) -> None:
         """A user opens a session with a token of the host's."""
@@ -56,8 +60,9 @@ class Doors:
         """A host's server opens a session."""
         await self._limits.spend(DOOR_BY_KEY, f"{tenant}:{name}")
 
-    async def by_sign_in(self, client_id: str) -> None:
+    async def by_sign_in(self, tenant: str, client_id: str, address: str) -> None:
         """Somebody signs in at a utility, in a session that a page opened by itself."""
+        await self._limits.spend(SIGN_INS_BY_ADDRESS, self._within(tenant, address))
         await self._limits.spend(SIGN_INS_BY_CLIENT, client_id)
 
     async def by_reading(self, session_id: str, accounts: int) -> None:

@@ -20,6 +20,9 @@ _MOST_KEPT: Final = 256
 """At 64 KiB each, 16 MiB at worst."""
 
 _CONNECTIONS: Final = 4
+_MOST_WAITING: Final = 100
+"""Requests for pictures; more would fill the process while a vendor is slow."""
+
 _TURN_SECONDS: Final = 5.0
 """How long a fetch waits for one of them: the page shows initials meanwhile, and asks again another time."""
 
@@ -42,6 +45,7 @@ class Logos:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._running: dict[str, asyncio.Task[Picture | None]] = {}
         self._turns = asyncio.Semaphore(_CONNECTIONS)
+        self._waiting = 0
 
     async def find(self, provider_id: str) -> Picture:
         """A provider's picture.
@@ -50,8 +54,14 @@ class Logos:
             NotFound: There is no such provider, or no picture of it.
             ServiceError: There is no list of providers.
         """
-        address = (await self._providers.find(provider_id)).logo or ""
-        picture = await self._fetched(address) if address[:4].lower() == "http" else decoded(address)
+        if self._waiting >= _MOST_WAITING:
+            raise NotFound
+        self._waiting += 1
+        try:
+            address = (await self._providers.find(provider_id)).logo or ""
+            picture = await self._fetched(address) if address[:4].lower() == "http" else decoded(address)
+        finally:
+            self._waiting -= 1
         if picture is None:
             raise NotFound
         return picture

@@ -10,7 +10,10 @@ class Scope(StrEnum):
     """One thing that a host's server may do."""
 
     SESSIONS_WRITE = "sessions:write"
-    """Open and close sessions, and replace their tokens."""
+    """Open and close sessions."""
+
+    SESSIONS_TOKENS = "sessions:tokens"
+    """Replace the tokens of sessions, and so act in them."""
 
     SESSIONS_READ = "sessions:read"
     PROVIDERS_READ = "providers:read"

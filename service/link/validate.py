@@ -152,7 +152,7 @@ class Validations:
         self._client.check_jobs(provider_id)
         await self._tokens.get()
         if session.client is not None:
-            await self._doors.by_sign_in(session.client)
+            await self._doors.by_sign_in(session.tenant, session.client, address)
         account = self._counted_by(session, provider_id, credentials, address) if credentials else ""
         left = await self._lockout.spend(account) if account else 0
         job = Job(session.id, f"val_{secrets.token_hex(12)}")

@@ -341,12 +341,17 @@ class Service {
     }
     const { session } = await this.call("POST", "/v1/sessions", { body: { clientId }, signal });
     this.session = { id: session.id, token: session.token };
-    this.store((storage) => storage.setItem(this.storageKey, JSON.stringify(this.session)));
+    this.remember();
     return session;
   }
 
   path(rest = "") {
     return `/v1/sessions/${this.session?.id}${rest}`;
+  }
+
+  /** Keep the session that was opened here, and when its person agreed; a token's session is its host's to keep. */
+  remember() {
+    this.store((storage) => storage.setItem(this.storageKey, JSON.stringify(this.session)));
   }
 
   remembered() {
@@ -385,7 +390,6 @@ class Omniconnect {
   #providers = [];
   #provider = null;
   #username = "";
-  #agreed = null;
   #hint = "";
   #goBack = null;
   #abort = new AbortController();
@@ -393,7 +397,7 @@ class Omniconnect {
   /**
    * @param {Element|string} container Where the dialog is mounted: an element, its id, or a selector.
    * @param {{clientId?: string, token?: string, baseUrl?: string, strings?: object, lang?: string,
-   *   hostName?: string, consentVersion?: string, fullScreen?: boolean}} options
+   *   hostName?: string, person?: string, consentVersion?: string, fullScreen?: boolean}} options
    */
   constructor(container, options = {}) {
     const { clientId, token } = options;
@@ -405,7 +409,7 @@ class Omniconnect {
     this.#options = options;
     this.#strings = { ...STRINGS, ...options.strings };
     const base = options.baseUrl ?? scriptUrl?.replace(/\/sdk\/[^?#]*.*$/, "") ?? "";
-    this.#service = new Service(base.replace(/\/+$/, ""), `omniconnect:${clientId ?? ""}`);
+    this.#service = new Service(base.replace(/\/+$/, ""), `omniconnect:${clientId ?? ""}:${options.person ?? ""}`);
     this.#service.onoffline = (offline) => this.#tell(offline ? this.#t("offline") : this.#hint);
   }
 
@@ -560,16 +564,17 @@ class Omniconnect {
     this.#failed(text, [], session.outcome);
   }
 
-  #consent() {
+  #consent(next = () => this.#choose()) {
     const point = (name, key) => make("li", {}, icon(name), make("span", {}, this.#t(key)));
-    const next = () => {
-      this.#agreed = new Date().toISOString();
-      this.#choose();
+    const agree = () => {
+      this.#service.session.agreed = new Date().toISOString();
+      if (!this.#options.token) this.#service.remember();
+      next();
     };
     this.#show(this.#t("title"), [
       make("p", {}, this.#t("consentLead", this.#names())),
       make("ul", { class: "points" }, point("list", "consentRead"), point("lock", "consentPassword"), point("check", "consentStop")),
-    ], { actions: [this.#button(this.#t("next"), next)] });
+    ], { actions: [this.#button(this.#t("next"), agree)] });
   }
 
   #choose(back = () => this.#consent()) {
@@ -787,6 +792,8 @@ class Omniconnect {
   }
 
   async #accounts() {
+    // A session from before a reload may be of whoever was here before: without a consent nothing of it is shown.
+    if (!this.#options.token && !this.#service.session.agreed) return this.#consent(() => this.#accounts());
     this.#busy(this.#t("accountsLoading"));
     const { signal } = this.#abort;
     try {
@@ -844,7 +851,7 @@ class Omniconnect {
   /** Make the link; answers what to show, and as its `outcome` how the promise settles if nobody looks any more. */
   async #sendLink(serviceAccountIds) {
     const version = this.#options.consentVersion;
-    const consent = version && { version, acceptedAt: this.#agreed ?? new Date().toISOString() };
+    const consent = version && { version, acceptedAt: this.#service.session.agreed ?? new Date().toISOString() };
     const then = (show, outcome) => Object.assign(show, { outcome });
     for (let attempt = 0; ; attempt++) {
       try {

@@ -29,6 +29,8 @@ interface Common {
   baseUrl?: string;
   /** The name of the host application, as the consent names it. */
   hostName?: string;
+  /** Your key of who is logged in: a session that was left unfinished in this tab is resumed for nobody else. */
+  person?: string;
   /** Version of the terms that the person agrees to; it is kept with the link. */
   consentVersion?: string;
   /** Other words or another language, by key; `{…}` parts are filled in. */

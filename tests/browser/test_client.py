@@ -379,7 +379,7 @@ async def test_a_publishable_client_from_another_origin(
             await host.sign_in("user_never")
         await host.sees("Signing in to Arizona Public Service")
         [kept] = await page.evaluate("Object.values(sessionStorage).map(JSON.parse)")
-        assert set(kept) == {"id", "token"}
+        assert set(kept) == {"id", "token", "agreed"}
         await page.reload()
         await host.start()
         let_in(upstream)

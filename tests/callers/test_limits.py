@@ -4,10 +4,12 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.api.address import client_address
+from service.app import _proxy_headers
 from service.link import limits as figures
 from service.link.events import MOST_STREAMS
 from service.link.limits import ATTEMPTS_WINDOW_SECONDS
@@ -164,7 +166,13 @@ def test_the_figures_are_those_that_the_readme_tells() -> None:
         [default["refusals_per_minute"]],
         [default["account_attempts"], ATTEMPTS_WINDOW_SECONDS // 60, MOST_PASSWORDS],
         [default["address_attempts"], ATTEMPTS_WINDOW_SECONDS // 60],
-        [figures.SIGN_INS_BY_CLIENT.most, MOST_PENDING, MOST_VALIDATIONS, figures.READINGS_BY_SESSION.most],
+        [
+            figures.SIGN_INS_BY_ADDRESS.most,
+            figures.SIGN_INS_BY_CLIENT.most,
+            MOST_PENDING,
+            MOST_VALIDATIONS,
+            figures.READINGS_BY_SESSION.most,
+        ],
         [default["session_reads"], MOST_STREAMS],
     ]
     assert [each.most for each in DOORS] == [60, 600, 60, 6000]
@@ -229,3 +237,11 @@ async def test_a_session_has_its_share_over_both_apis(site: Replica, monkeypatch
         for path in (walk.path, "/api/utility-companies", walk.path)
     ]
     assert statuses == [200, 200, 429]
+
+
+@pytest.mark.parametrize(("trusted", "peer"), [("10.1.2.3/8", "10.200.0.1"), ("127.0.0.1", "::ffff:127.0.0.1")])
+def test_trusted_proxies_are_known_with_host_bits_and_on_a_listener_of_ipv6(trusted: str, peer: str) -> None:
+    middleware: Any = _proxy_headers(make_settings("redis://x", "http://127.0.0.1", "x", trusted_proxies={trusted}))[0]
+    known = middleware.cls(None, **middleware.kwargs).trusted_hosts
+    assert peer in known
+    assert "192.0.2.1" not in known

@@ -142,6 +142,19 @@ async def test_a_page_begins_so_many_validations_whatever_the_address(
     assert (await attempt(doorstep[0], "user_quick", "pass_good")).status_code == 201
 
 
+async def test_an_address_cannot_use_up_what_a_page_may_begin(
+    doorstep: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (figures.SIGN_INS_BY_ADDRESS.most, figures.SIGN_INS_BY_ADDRESS.window_seconds) == (60, 60)
+    monkeypatch.setattr(figures, "SIGN_INS_BY_ADDRESS", Limit("address-validations", 2, 60))
+    monkeypatch.setattr(figures, "SIGN_INS_BY_CLIENT", Limit("client-validations", 4, 60))
+    greedy = {"X-Forwarded-For": "203.0.113.66"}
+    answers = [await by_stranger(doorstep[0], "user_quick", "pass_good", **greedy) for _ in range(6)]
+    assert [each.status_code for each in answers] == [201, 201, 429, 429, 429, 429]
+    other = await by_stranger(doorstep[0], "user_quick", "pass_good", **{"X-Forwarded-For": "203.0.113.67"})
+    assert other.status_code == 201
+
+
 async def test_a_success_tells_no_attempts(replica: Replica) -> None:
     answer = await attempt(replica, "user_quick", "pass_good")
     assert "attemptsLeft" not in answer.json()["validation"]

@@ -16,7 +16,7 @@ from tests.walk import Walk
 
 NEEDED: Final = {
     "create_session": Scope.SESSIONS_WRITE,
-    "replace_session_token": Scope.SESSIONS_WRITE,
+    "replace_session_token": Scope.SESSIONS_TOKENS,
     "close_session": Scope.SESSIONS_WRITE,
     "get_session": Scope.SESSIONS_READ,
     "list_providers": Scope.PROVIDERS_READ,

@@ -313,3 +313,14 @@ async def test_any_tenants_secret_in_a_page_is_told_once(both: Both) -> None:
                 assert (await replica.client.post("/api/access-token", headers=headers, json=body)).status_code == 200
         assert [each["event"] for each in logs].count("secret_in_page") == 1
         assert NORTH_SECRET not in str(logs)
+
+
+async def test_nobody_uses_up_the_reads_of_another_tenants_caller_of_the_same_name(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = both.replicas[0]
+    monkeypatch.setattr(replica.app.state.steps.access, "_reads_limit", Limit("session", 3, 60))
+    walk = await both.south.walk(replica).open(subject="person-1")
+    for _ in range(4):
+        assert (await replica.client.get(walk.path, headers=both.north.user("person-1"))).status_code == 404
+    assert (await replica.client.get(walk.path, headers=both.south.user("person-1"))).status_code == 200

@@ -96,6 +96,14 @@ async def test_the_cookie_is_for_this_host_and_this_page_alone(page: Page) -> No
     assert set(rest.split("; ")[1:]) == {"Path=/", "Max-Age=88200", "Secure", "HttpOnly", "SameSite=Strict"}
 
 
+async def test_the_cookie_does_nothing_for_a_sibling_site(page: Page) -> None:
+    walk, cookie = await page.first()
+    headers = {"Cookie": f"__Host-{page.session['id']}={cookie}", "Sec-Fetch-Site": "same-site"}
+    refused = await walk.client.post(f"{page.address}/enter", headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    assert (await walk.show()).status_code == 200  # its token is as good as before
+
+
 async def test_the_same_browser_goes_on_without_the_secret(page: Page) -> None:
     walk, cookie = await page.first()
     await walk.validate()

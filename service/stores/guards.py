@@ -37,7 +37,6 @@ class Look:
 
     verdict: Literal["done", "busy", "unknown", "refused", "voided", "unsent"]
     attempts: Sequence[str] = ()
-    why: str = ""
 
 
 class GuardStore:
@@ -133,8 +132,6 @@ class GuardStore:
         match answer[0]:
             case "unknown":
                 return Look("unknown", attempts=answer[1:])
-            case "refused":
-                return Look("refused", why=answer[1])
             case verdict:
                 return Look(verdict)
 

@@ -78,11 +78,65 @@ async def test_every_error_is_an_envelope(shared: Replica, monkeypatch: pytest.M
         assert (body["status"], body["code"], body["retryable"]) == (error.fault.value, error.code, error.retryable)
         assert body["message"] == SENTENCES.get(body["status"], error.message)
         assert body["requestId"] == answer.headers["X-Request-Id"]
-        assert ("errors" in body) == isinstance(error, errors.InvalidRequest)
-        assert ("attempts" in body) == isinstance(error, errors.OutcomeUnknown)
-        assert ("WWW-Authenticate" in answer.headers) == isinstance(error, errors.Unauthenticated)
+        assert body["displayMessage"] == error.display_message
+        assert answer.headers["Content-Type"] == "application/json"
+        invalid = isinstance(error, errors.InvalidRequest)
+        assert body.get("errors") == ([{"field": "subject", "message": "Bad"}] if invalid else None)
+        attempts = list(error.attempts) if isinstance(error, errors.OutcomeUnknown) else None
+        assert body.get("attempts") == attempts
+        assert answer.headers.get("WWW-Authenticate") == (
+            "Bearer" if isinstance(error, errors.Unauthenticated) else None
+        )
+        assert answer.headers.get("Location") == (
+            error.location if isinstance(error, errors.AlreadyInProgress) else None
+        )
         assert answer.headers.get("Retry-After") == (str(error.retry_after) if error.retry_after else None)
-        assert ("RateLimit" in answer.headers) == (answer.status_code == 429)
+        limited = answer.status_code == 429
+        assert answer.headers.get("RateLimit") == ('"p";r=0;t=7' if limited else None)
+        assert answer.headers.get("RateLimit-Policy") == ('"p";q=3;w=60' if limited else None)
+
+
+async def test_a_success_is_an_envelope_too(shared: Replica) -> None:
+    server = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
+    opened = await shared.client.post("/v1/sessions", headers=server, json={})
+    path = opened.headers["Location"]
+    read, closed = await shared.client.get(path, headers=server), await shared.client.delete(path, headers=server)
+    for answer, http, status, message in (
+        (opened, 201, "OM200", "Session created"),
+        (read, 200, "OM200", "Session found"),
+        (closed, 200, "OM400", "Rejected: User closes the widget"),
+    ):
+        assert answer.status_code == http
+        assert answer.headers["Content-Type"] == "application/json"
+        body = answer.json()
+        assert body["session"]["id"] == path.rpartition("/")[2]
+        assert (body["status"], body["message"]) == (status, message)
+        assert body["requestId"] == answer.headers["X-Request-Id"]
+
+
+async def test_what_is_told_of_a_step_keeps_the_headers_of_a_request(shared: Replica) -> None:
+    walk = await shared.walk().open()
+    answer = await walk.validate("user_quick", "wrong")
+    assert answer.json()["code"] == "incorrect_credentials"
+    assert answer.headers["Location"] == f"{walk.path}/validations/{answer.json()['validation']['id']}"
+
+
+async def test_bad_input_is_told_by_fields_that_are_known_and_without_values(shared: Replica) -> None:
+    body = {"canary": 1, "metadata": {"canary": 5}, "ttlSeconds": 1, "hosted": {"returnUrl": 5, "canary": 1}}
+    server = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
+    answer = await shared.client.post("/v1/sessions", headers=server, json=body)
+    told = [(each["field"], each["message"]) for each in answer.json()["errors"]]
+    assert sorted(told) == [
+        ("", "Unknown field"),
+        ("hosted", "Unknown field"),
+        ("hosted.returnUrl", "Input should be a valid string"),
+        ("metadata", "Input should be a valid string"),
+        ("ttlSeconds", "Input should be greater than or equal to 60"),
+    ]
+    assert "canary" not in answer.text
+    walk = await shared.walk().open()
+    answer = await walk.link(["a", "b c"])
+    assert [each["field"] for each in answer.json()["errors"]] == ["serviceAccountIds.1"]
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: each.name)

@@ -4,7 +4,7 @@ import pytest
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Host, Mount, Route
 
 from service.api import demo, ops, sessions
 from service.api.caller import POLICIES, any_caller, own_session, policies_of, require_policies
@@ -82,8 +82,13 @@ def test_a_route_without_one_policy_stops_the_start(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, route: Route
 ) -> None:
     monkeypatch.setattr(sessions.router, "routes", [*sessions.router.routes, route])
-    with pytest.raises(RuntimeError, match=route.path):
+    with pytest.raises(RuntimeError, match=f"^{route.path} does not declare"):
         create_app(settings)
+
+
+def test_a_route_without_a_path_stops_the_start_too() -> None:
+    with pytest.raises(RuntimeError, match="Host"):
+        require_policies([Host("files.example", app=FastAPI())], open_paths=frozenset())
 
 
 def test_a_policy_may_be_declared_by_what_a_route_depends_on() -> None:

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.api.address import client_address
@@ -115,12 +116,14 @@ async def test_a_key_has_its_share(sites: list[Replica]) -> None:
 
 
 async def test_guessing_is_slowed_down_by_address(sites: list[Replica]) -> None:
-    async def guess(address: str) -> int:
+    async def guess(address: str) -> httpx.Response:
         headers = {"Authorization": "Bearer guess", "X-Forwarded-For": address}
-        return (await sites[0].client.get("/v1/providers", headers=headers)).status_code
+        return await sites[0].client.get("/v1/providers", headers=headers)
 
-    assert [await guess("203.0.113.7") for _ in range(5)] == [401, 401, 401, 401, 429]
-    assert await guess("203.0.113.8") == 401
+    answers = [await guess("203.0.113.7") for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 401, 429]
+    assert answers[-1].headers["RateLimit-Policy"] == '"refused";q=4;w=60'
+    assert (await guess("203.0.113.8")).status_code == 401
     # Whoever has a good key is not locked out by who shares its address.
     headers = KEY | {"X-Forwarded-For": "203.0.113.7"}
     assert (await sites[0].client.get("/v1/providers", headers=headers)).status_code == 200

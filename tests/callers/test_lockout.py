@@ -6,12 +6,17 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from service.errors import TooManyAttempts
 from service.link import limits as figures
+from service.link.limits import Lockout
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
-from service.stores.limits import Limit
+from service.stores.connection import Store
+from service.stores.keys import Keys
+from service.stores.limits import Limit, LimitStore
 from tests.callers.pages import CLIENTS, HOST, PAGE, open_by_page, page_headers
 from tests.conftest import Replica, make_settings, running_replica
 from tests.walk import APS, PGE, SRP, sign_in
@@ -231,3 +236,36 @@ async def test_giving_back_what_nobody_took_makes_no_room(replica: Replica) -> N
     assert [await lockout.spend("nobody") for _ in range(5)] == [4, 3, 2, 1, 0]
     with pytest.raises(Exception, match="Too many attempts"):
         await lockout.spend("nobody")
+
+
+@pytest.fixture
+async def lockout(valkey: str, prefix: str) -> AsyncIterator[Lockout]:
+    """Two attempts for each account, three for each address."""
+    async with Store(SecretStr(valkey), command_seconds=5) as store:
+        limits = LimitStore(store=store, keys=Keys(prefix, "default"))
+        yield Lockout(limits=limits, by_account=2, by_address=3, key=b"k" * 32, tenant="default")
+
+
+async def test_what_is_refused_or_given_back_counts_neither_for_account_nor_address(lockout: Lockout) -> None:
+    a, b, c = (lockout.attempt(APS, SecretStr(name), address="192.0.2.1") for name in "abc")
+
+    async def refused(attempt: str) -> str:
+        with pytest.raises(TooManyAttempts) as raised:
+            await lockout.spend(attempt)
+        return raised.value.policy
+
+    assert [await lockout.spend(a) for _ in range(2)] == [1, 0]
+    await lockout.give_back(a)
+    assert await lockout.spend(a) == 0
+    assert [await refused(a) for _ in range(2)] == ["account"] * 2
+    assert await lockout.spend(b) == 1
+    assert [await refused(c) for _ in range(2)] == ["address-attempts"] * 2
+    await lockout.give_back(b)
+    assert await lockout.spend(c) == 1
+    assert await refused(b) == "address-attempts"
+    await lockout.forget(a)
+    assert await lockout.spend(a) == 1
+
+
+async def test_whoever_is_vouched_for_shares_no_address(lockout: Lockout) -> None:
+    assert [await lockout.spend(lockout.attempt(APS, SecretStr(name), address=None)) for name in "abcde"] == [1] * 5

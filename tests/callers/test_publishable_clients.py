@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 
+from service.errors import Forbidden
+from service.link.access import Knock
+from service.link.scopes import Scope
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY, SANDBOX_PUBLISHABLE_CLIENT
 from tests.callers.pages import HOST, OFF_HOST, OTHER_HOST, PAGE, open_by_page, page_headers, without_request_id
@@ -103,6 +106,20 @@ async def test_a_page_can_do_nothing_else(site: Replica) -> None:
     for method, path in calls:
         answer = await site.client.request(method, walk.path + path, params={"clientId": PAGE}, headers=page_headers())
         assert answer.status_code == 401, (method, path, answer.text)
+
+
+async def test_a_page_that_named_its_client_could_read_no_session_either(site: Replica) -> None:
+    """No route for sessions takes a client's id: this is the lock behind that door."""
+    walk = await site.walk().open()
+    access = site.app.state.steps.access
+    page = await access.identify(Knock(None, PAGE, HOST, "192.0.2.1"))
+    for scope in (Scope.SESSIONS_READ, Scope.SESSIONS_WRITE):
+        with pytest.raises(Forbidden):
+            await access.readable_session(walk.id, page, scope)
+    with pytest.raises(Forbidden):
+        access.own_session(walk.id, page)
+    with pytest.raises(Forbidden):
+        access.living_session(page)
 
 
 async def test_a_session_token_opens_no_session(site: Replica) -> None:

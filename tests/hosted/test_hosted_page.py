@@ -174,6 +174,7 @@ async def test_what_a_browser_began_before_another_took_over_does_not_reach_its_
     with pytest.raises(NotFound):
         await steps.sessions.close(stale)
     await steps.hosted._sessions.put_accounts(stale, {"a": "sealed"})
+    assert await steps.hosted._sessions.close(stale, now=steps.clock.now(), voided=[]) == "missing"
     now = await steps.hosted._sessions.read(page.session["id"])
     assert (now.state, now.validations, now.intents, now.sealed_accounts) == ("open", [], [], {})
     assert (await second.show()).json()["session"]["state"] == "open"

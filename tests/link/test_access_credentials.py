@@ -108,6 +108,31 @@ async def test_a_new_token_kills_the_old_one(shared: Replica) -> None:
     assert (await walk.show()).status_code == 401
 
 
+async def test_a_bad_credential_is_told_before_a_bad_body(shared: Replica) -> None:
+    for credential, status in (("nobody", 401), (SANDBOX_API_KEY, 422)):
+        headers = {"Authorization": f"Bearer {credential}"}
+        answer = await shared.client.post("/v1/sessions", headers=headers, json={"unknown": 1})
+        assert answer.status_code == status
+
+
+async def test_a_key_has_at_most_512_characters(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    access = shared.app.state.steps.access
+    [known] = access._api_keys.values()
+    keys = ["k" * 512, "k" * 513]
+    monkeypatch.setattr(access, "_api_keys", {hashlib.sha256(key.encode()).hexdigest(): known for key in keys})
+    answers = [await shared.client.get("/v1/providers", headers={"Authorization": f"Bearer {key}"}) for key in keys]
+    assert [answer.status_code for answer in answers] == [200, 401]
+
+
+async def test_another_tenants_session_looks_unknown(shared: Replica, valkey: str) -> None:
+    walk = await shared.walk().open()
+    assert (await walk.show()).status_code == 200
+    async with Redis.from_url(valkey) as redis:
+        await redis.hset(shared.app.state.steps.access._sessions._keys.session(walk.id), "tenant", "another")
+    assert (await walk.show()).status_code == 401
+    assert (await shared.client.get(walk.path, headers=walk.server_headers)).status_code == 404
+
+
 async def test_a_token_is_stored_as_its_sha_256_alone(replica: Replica, valkey: str, prefix: str) -> None:
     walk = await replica.walk().open()
     async with Redis.from_url(valkey, decode_responses=True) as redis:

@@ -1,21 +1,26 @@
 """A caller who links is answered in bounded time, and a call that had no turn was not sent."""
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from typing_extensions import override
 
-from service.clock import SYSTEM_CLOCK
-from service.errors import AlreadyInProgress, UpstreamBusy, UpstreamTimeout
+from service.clock import SYSTEM_CLOCK, Millis
+from service.errors import AlreadyInProgress, NotFound, SessionExpired, UpstreamBusy, UpstreamTimeout
+from service.link import attach
 from service.link.attempt import Choice
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
+from service.stores.guards import Claim, GuardStore
+from service.stores.records import Intent
 from service.stores.tokens import UpstreamToken
 from service.upstream.client import TokenRejected
 from service.upstream.transport import TransportLimits
 from service.wiring import Timing
-from tests.conftest import running_replica
+from tests.conftest import MovableClock, running_replica
 from tests.link.parts import ACCOUNT_ID, Tokens, connected, made_of
 from tests.processes import eventually
 from tests.walk import APS, SRP
@@ -49,6 +54,39 @@ class NoToken(Tokens):
         raise AssertionError
 
 
+class Counted(GuardStore):
+    claims = 0
+
+    @override
+    async def claim(self, *args: Any, **rest: Any) -> Claim:
+        self.claims += 1
+        return await super().claim(*args, **rest)
+
+
+class ForbiddenOnce(GuardStore):
+    """Somebody takes the first attempt for one whose process has died."""
+
+    attempts: tuple[str, ...] = ()
+
+    @override
+    async def claim(self, attempt: str, account_id: str, choice: Sequence[str], **rest: Any) -> Claim:
+        if not self.attempts:
+            await self.look(attempt, account_id, choice, void=True)
+        self.attempts += (attempt,)
+        return await super().claim(attempt, account_id, choice, **rest)
+
+
+async def test_an_attempt_that_is_forbidden_to_send_is_followed_by_another(valkey: str, prefix: str) -> None:
+    async with connected(valkey) as store:
+        vendor = Vendor()
+        parts = made_of(store, prefix, SYSTEM_CLOCK, client=vendor, guard_kind=ForbiddenOnce)
+        linked = await parts.attach.link(await parts.open("S"), AB)
+        assert linked.accounts == AB.accounts
+        assert vendor.calls == 1
+        assert len(set(cast("ForbiddenOnce", parts.guards).attempts)) == 2
+        assert (await parts.read("S")).intents == []
+
+
 async def test_a_call_without_a_turn_is_not_sent_and_leaves_the_session_open(valkey: str, prefix: str) -> None:
     async with connected(valkey) as store:
         vendor = Vendor(UpstreamBusy())
@@ -77,12 +115,15 @@ async def test_waiting_for_a_token_ends_in_time_for_the_call(valkey: str, prefix
 
 async def test_waiting_for_others_ends_in_time_for_the_call(valkey: str, prefix: str) -> None:
     async with connected(valkey) as store:
-        parts = made_of(store, prefix, SYSTEM_CLOCK, client=Vendor(), answer_seconds=CALL_SECONDS + 0.3)
+        parts = made_of(
+            store, prefix, SYSTEM_CLOCK, client=Vendor(), answer_seconds=CALL_SECONDS + 0.3, guard_kind=Counted
+        )
         session = await parts.open("S")
         await parts.guards.claim("other", ACCOUNT_ID, AB.accounts, digest=AB.digest, waited_for=None, resend=[])
         async with asyncio.timeout(3):
             with pytest.raises(AlreadyInProgress):
                 await parts.attach.link(session, AB)
+        assert cast("Counted", parts.guards).claims < 6, "it looks again four times a second, or when it is told"
         await parts.tasks.drain(0)
 
 
@@ -95,6 +136,55 @@ async def test_no_further_try_begins_too_late_for_its_call(valkey: str, prefix: 
         assert vendor.calls == 1
         assert (await parts.read("S")).intents == []
         await parts.tasks.drain(0)
+
+
+async def test_a_call_that_takes_too_long_goes_on_without_its_caller(
+    valkey: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attach, "_CALL_SECONDS", 0.1)
+    async with connected(valkey) as store:
+        vendor = Vendor(seconds=0.8)
+        parts = made_of(store, prefix, SYSTEM_CLOCK, client=vendor, answer_seconds=0.4)
+        with pytest.raises(AlreadyInProgress):
+            await parts.attach.link(await parts.open("S"), AB)
+        assert vendor.calls == 1
+        (intent,) = (await parts.read("S")).intents
+        assert 110_000 < intent.until - parts.clock.now() <= 120_000, "until then nobody takes it for a dead process's"
+        await parts.tasks.drain(5)
+        assert (await parts.read("S")).state == "linked"
+
+
+@pytest.mark.parametrize("left", ["an intent", "an unclear attempt"])
+async def test_what_a_dead_process_left_of_another_choice_keeps_nobody_from_linking(
+    valkey: str, prefix: str, left: str
+) -> None:
+    async with connected(valkey) as store:
+        vendor = Vendor()
+        parts = made_of(store, prefix, SYSTEM_CLOCK, client=vendor)
+        session = await parts.open("S")
+        other = Choice(["C"])
+        dead = Intent("att_dead", Millis(SYSTEM_CLOCK.now() - 1), other.digest, other.accounts)
+        begun = await parts.sessions.begin_link(
+            session, dead, now=SYSTEM_CLOCK.now(), most_intents=9, most_keys=9, idempotency=None
+        )
+        assert begun == "begun"
+        if left == "an unclear attempt":
+            await parts.sessions.settle_link("S", dead, "unknown", now=SYSTEM_CLOCK.now(), unclear=["att_dead"])
+            assert (await parts.read("S")).state == "unknown"
+        assert (await parts.attach.link(session, AB)).accounts == AB.accounts
+        assert vendor.calls == 1
+        assert (await parts.read("S")).intents == []
+
+
+async def test_what_has_become_of_a_session_meanwhile_is_told(valkey: str, prefix: str, clock: MovableClock) -> None:
+    async with connected(valkey) as store:
+        parts = made_of(store, prefix, clock, client=Vendor())
+        session = await parts.open("S")
+        clock.forward(7200)
+        late = Millis(clock.now() + 60_000)
+        for stale, told in ((session, SessionExpired), (replace(session, id="gone"), NotFound)):
+            with pytest.raises(told):
+                await parts.attach.link(replace(stale, expires=late), AB)
 
 
 async def test_a_caller_who_is_sent_away_finds_the_link_later(valkey: str, prefix: str) -> None:

@@ -1,6 +1,7 @@
 """Step 4 over HTTP: one call per choice, whoever asks, however often, at whichever replica."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
@@ -128,7 +129,10 @@ async def test_what_another_session_linked_is_linked_without_a_call(replica: Rep
     first, second = replica.walk(), replica.walk()
     ids = await first.ready("user_quick")
     await second.ready("user_quick")
-    assert _accounts(await first.link(ids)) == _accounts(await second.link(ids)) == sorted(ids)
+    answers = [await each.link(ids) for each in (first, second)]
+    assert [_accounts(answer) for answer in answers] == [sorted(ids)] * 2
+    links = {answer.json()["link"]["id"] for answer in answers}
+    assert len([link for link in links if re.fullmatch("lnk_[0-9a-f]{24}", link)]) == 2
     assert _batches(upstream) == 1
     assert (await second.show()).json()["session"]["state"] == "linked"
 
@@ -149,6 +153,24 @@ async def test_a_session_links_once(replica: Replica, upstream: SandboxServer) -
     assert _code(await walk.link([b])) == (409, "session_closed")
     assert _code(await walk.link([a, b])) == (409, "session_closed")
     assert _batches(upstream) == 1
+
+
+async def test_a_session_that_was_closed_says_so_whatever_is_chosen(replica: Replica, upstream: SandboxServer) -> None:
+    walk = replica.walk()
+    ids = await walk.ready("user_quick")
+    await walk.close()
+    for choice in (ids, ["nobodys"]):
+        assert _code(await walk.link(choice)) == (409, "session_closed")
+    assert _batches(upstream) == 0
+
+
+async def test_what_the_person_agreed_to_is_kept_with_the_link(replica: Replica) -> None:
+    walk = replica.walk()
+    ids = await walk.ready("user_quick")
+    consent = {"version": "1", "acceptedAt": "2026-01-01T00:00:00Z"}
+    linked = await walk.link(ids, consent=consent)
+    assert linked.json()["link"]["consent"] == consent
+    assert (await walk.show(by_server=True)).json()["session"]["link"] == linked.json()["link"]
 
 
 async def test_a_key_names_one_request(replica: Replica, upstream: SandboxServer) -> None:
@@ -239,6 +261,8 @@ async def test_a_lost_answer_sticks_until_the_caller_decides_to_send_again(
             again = await asking.link(ids, key=key)
             assert _code(again) == (504, "outcome_unknown")
             assert again.json()["attempts"] == told
+            session = (await asking.show()).json()["session"]
+            assert (session["state"], session["attempts"]) == ("unknown", told)
     stranger = f"att_{'0' * 24}"
     assert _code(await walk.link(ids, resendUnknown=[stranger])) == (504, "outcome_unknown")
     assert _batches(upstream) == 1

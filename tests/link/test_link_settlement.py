@@ -1,6 +1,6 @@
 """What becomes of an attempt in its session, whatever order its results come in, however long its process slept."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,7 +9,7 @@ from service.clock import Millis
 from service.errors import AlreadyInProgress
 from service.link.attempt import Choice
 from service.link.settle import digest_of
-from service.stores.records import Intent
+from service.stores.records import Intent, SessionRecord
 from tests.conftest import MovableClock
 from tests.link.parts import ACCOUNT_ID, Parts, connected, made_of
 
@@ -67,7 +67,10 @@ async def test_a_confirmation_that_only_the_guard_heard_of_is_made_good(parts: P
     await _send(parts, "A")
     await parts.guards.record("A", ACCOUNT_ID, AB, "linked")
     assert await _recovered(parts) == ("linked", [], [])
-    assert (await parts.read("S")).choice == ("a", "b")
+    session = await parts.read("S")
+    assert session.choice == ("a", "b")
+    assert session.link is not None
+    assert session.link.account_id == ACCOUNT_ID
 
 
 async def test_a_refusal_that_only_the_guard_heard_of_is_made_good(parts: Parts) -> None:
@@ -111,6 +114,7 @@ async def test_a_confirmation_that_comes_late_ends_what_was_told_as_unknown(part
     assert (await _recovered(parts))[0] == "unknown"
     await parts.guards.record("A", ACCOUNT_ID, AB, "linked")
     assert await _recovered(parts) == ("linked", [], [])
+    assert (await parts.read("S")).link == (await parts.settlement.recover(await parts.read("S"))).link is not None
 
 
 async def test_a_confirmation_in_another_session_ends_what_was_told_as_unknown(parts: Parts, silent: Parts) -> None:
@@ -148,13 +152,20 @@ async def test_a_confirmation_of_a_part_leaves_the_other_part_unclear(parts: Par
     assert await _recovered(parts) == ("unknown", ["Y"], [])
 
 
-async def test_an_unclear_attempt_that_proves_unsent_opens_the_session_again(parts: Parts, silent: Parts) -> None:
+@pytest.mark.parametrize("void", [False, True], ids=["unsent", "forbidden"])
+async def test_an_unclear_attempt_that_proves_unsent_opens_the_session_again(
+    parts: Parts, silent: Parts, *, void: bool
+) -> None:
     await parts.open("S")
     await _begin(parts, "A")
     await _send(silent, "A")
     assert (await _recovered(parts))[0] == "unknown"
     await parts.guards.record("A", ACCOUNT_ID, AB, "unsent")
+    if void:
+        assert (await parts.guards.look("A", ACCOUNT_ID, AB, void=True)).verdict == "voided"
     assert await _recovered(parts) == ("open", [], [])
+    forbidden = (await parts.guards.look("A", ACCOUNT_ID, AB, void=False)).verdict
+    assert forbidden == ("voided" if void else "unsent"), "to recover forbids nothing"
 
 
 async def test_a_refusal_that_comes_late_opens_the_session_again(parts: Parts, silent: Parts) -> None:
@@ -214,6 +225,24 @@ async def test_closing_voids_who_has_not_sent(parts: Parts) -> None:
     assert (await parts.settlement.close(await parts.read("S"))).state == "closed"
     assert await parts.guards.mark_sent("A", ACCOUNT_ID, AB) == "voided"
     assert await _begin(parts, "B") == "closed"
+
+
+async def test_closing_begins_again_when_an_attempt_has_begun_meanwhile(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await parts.open("S")
+    close = parts.sessions.close
+    begun: list[str] = []
+
+    async def close_too_late(session: SessionRecord, *, now: Millis, voided: Sequence[str]) -> str:
+        if not begun:
+            begun.append(await _begin(parts, "A"))
+        return await close(session, now=now, voided=voided)
+
+    monkeypatch.setattr(parts.sessions, "close", close_too_late)
+    assert (await parts.settlement.close(await parts.read("S"))).state == "closed"
+    assert begun == ["begun"]
+    assert await _claim(parts, "A") == "voided"
 
 
 async def test_closing_while_sending_is_refused_and_changes_nothing(parts: Parts) -> None:

@@ -129,6 +129,20 @@ async def test_a_closed_session_takes_no_steps_and_is_readable_for_a_day(
     await _is_forgotten_after(walk, clock, 3)
 
 
+async def test_a_session_is_over_and_forgotten_from_the_very_moment_on(
+    replica: Replica, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = await replica.walk().open()
+    record = await replica.app.state.steps.access._sessions.read(walk.id)
+    forgotten = record.expires + RETENTION_SECONDS * 1000
+    told = []
+    for moment in (record.expires - 1, record.expires, forgotten - 1, forgotten):
+        monkeypatch.setattr(clock, "now", lambda moment=moment: moment)
+        answer = await walk.show(by_server=True)
+        told.append((answer.status_code, answer.json().get("code")))
+    assert told == [(200, None), (200, "session_expired"), (200, "session_expired"), (404, "not_found")]
+
+
 async def test_a_host_may_close_a_session(shared: Replica) -> None:
     walk = await shared.walk().open()
     closed = await shared.client.delete(walk.path, headers=walk.server_headers)

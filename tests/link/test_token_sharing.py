@@ -11,7 +11,8 @@ import pytest
 from pydantic import SecretStr
 
 from service.clock import Millis
-from service.errors import UpstreamError
+from service.errors import UpstreamError, UpstreamTimeout
+from service.link import refresh
 from service.link.token import TokenSource
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY, Settings
@@ -99,6 +100,18 @@ async def test_it_is_refreshed_in_the_background_at_80_percent_of_its_life(
     assert fetches(upstream) == 2
 
 
+async def test_waiting_for_it_is_bounded_and_the_fetch_goes_on(
+    replica: Replica, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.world.faults.add("token", "delay", value=0.4)
+    monkeypatch.setattr(refresh, "_WAIT_SECONDS", 0.05)
+    with pytest.raises(UpstreamTimeout):
+        await source(replica).get()
+    monkeypatch.undo()
+    await source(replica).get()
+    assert fetches(upstream) == 1
+
+
 async def test_it_is_not_used_past_its_end(replica: Replica, upstream: SandboxServer, clock: MovableClock) -> None:
     upstream.world.settings.token_lifetime = 600
     first = await source(replica).get()
@@ -108,6 +121,25 @@ async def test_it_is_not_used_past_its_end(replica: Replica, upstream: SandboxSe
         with pytest.raises(UpstreamError):
             await source(replica).get()
     assert (await source(replica).get()).version != first.version
+
+
+async def test_each_moment_of_its_life_begins_on_time(
+    replica: Replica, upstream: SandboxServer, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = source(replica)
+    first = await held.get()
+    running = held._refresh._running
+    monkeypatch.setattr(clock, "now", lambda: first.refresh_at - 1)
+    assert await held.get() == first
+    assert held._refresh._running is running  # nobody even looks
+    monkeypatch.setattr(clock, "now", lambda: first.refresh_at)
+    assert await held.get() == first
+    await eventually(lambda: held._token != first)
+    second = await held.get()
+    assert fetches(upstream) == 2
+    monkeypatch.setattr(clock, "now", lambda: second.expires_at)
+    assert (await held.get()).version != second.version
+    assert fetches(upstream) == 3
 
 
 async def test_an_hour_is_the_most_whatever_it_claims(
@@ -153,6 +185,47 @@ async def test_a_refused_token_is_not_taken_from_redis_again(replica: Replica, u
     await tokens._store.write(old, now=Millis(0))
     assert (await tokens.get()).version != old.version
     assert fetches(upstream) == 2
+
+
+async def test_refusing_one_token_often_forgets_no_other_that_was_refused(
+    replica: Replica, upstream: SandboxServer
+) -> None:
+    tokens = source(replica)
+    first = await tokens.get()
+    tokens.accepted()
+    await tokens.drop(first)
+    second = await tokens.get()
+    tokens.accepted()
+    for _ in range(16):
+        await tokens.drop(second)
+    await tokens._store.write(first, now=Millis(0))
+    assert (await tokens.get()).version not in {first.version, second.version}
+    assert fetches(upstream) == 3
+
+
+async def test_one_refusal_after_a_token_was_taken_is_no_reason_to_pause(
+    replica: Replica, upstream: SandboxServer
+) -> None:
+    tokens = source(replica)
+    taken = await tokens.get()
+    tokens.accepted()
+    await tokens.drop(taken)
+    await tokens.drop(await tokens.get())
+    await tokens.get()
+    assert fetches(upstream) == 3
+
+
+async def test_a_token_that_was_refused_before_it_could_be_taken_up_is_not(
+    replica: Replica, clock: MovableClock
+) -> None:
+    tokens = source(replica)
+    first = await tokens.get()
+    clock.forward(3000)
+    fetching = tokens._refresh.start()
+    second = await fetching
+    await tokens.drop(second)
+    tokens._adopt(fetching)
+    assert tokens._token == first != second
 
 
 async def test_a_newer_token_is_never_dropped(store: Store, prefix: str) -> None:
@@ -287,6 +360,7 @@ async def test_redis_cannot_read_it(replica: Replica, upstream: SandboxServer, s
     token = await source(replica).get()
     stored = await store.hash(source(replica)._store._key)
     assert stored
+    assert 3_590_000 < await store._client.pttl(source(replica)._store._key) <= 3_600_000
     assert token.value.get_secret_value() not in str(stored)
     assert token.value.get_secret_value() not in repr(token)
     sealed = base64.b64decode(stored["sealed"].partition(".")[2])
@@ -315,7 +389,7 @@ async def test_a_key_of_the_ring_opens_it_and_without_one_it_is_fetched_anew(
 
 
 async def test_while_the_token_endpoint_is_down_the_token_still_serves_and_the_endpoint_is_left_alone(
-    replica: Replica, upstream: SandboxServer, clock: MovableClock
+    replica: Replica, upstream: SandboxServer, clock: MovableClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await source(replica).get()
     clock.forward(3000)
@@ -325,6 +399,7 @@ async def test_while_the_token_endpoint_is_down_the_token_still_serves_and_the_e
         assert {each.status_code for each in answers} == {201}
     assert (await source(replica).get()).version == first.version
     assert fetches(upstream) == 2  # the first, and one that failed; the next waits a few seconds
+    assert "asyncio" not in {record.name for record in caplog.records}
 
 
 async def test_it_serves_replicas_that_start_later(settings: Settings, upstream: SandboxServer) -> None:

@@ -47,3 +47,17 @@ def test_a_changed_byte_breaks_the_seal(position: int, flip: int) -> None:
     changed[position % len(changed)] ^= flip
     with pytest.raises(UnsealError):
         RING.unseal(f"{name}.{base64.b64encode(changed).decode()}", place="p")
+
+
+def test_what_stands_between_the_letters_of_a_seal_breaks_it() -> None:
+    sealed = RING.seal(b"plain", place="p")
+    for junk in ("!", " ", "\n", "-", "."):
+        with pytest.raises(UnsealError):
+            RING.unseal(f"{sealed[:10]}{junk}{sealed[10:]}", place="p")
+
+
+def test_each_purpose_has_a_key_of_its_own_as_long_as_any() -> None:
+    keys = [RING.derive("one"), RING.derive("other"), KeyRing({"a": OLD}).derive("one")]
+    assert len(set(keys)) == 3
+    assert {len(key) for key in keys} == {32}
+    assert RING.derive("one") == KeyRing({"again": NEW}).derive("one")

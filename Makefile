@@ -9,7 +9,7 @@ FUZZED := tests/api/test_schemathesis.py tests/api/test_hostile_requests.py test
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test faults fuzz soak bench lint format lock openapi clean
+.PHONY: help setup run test faults fuzz soak mutants bench lint format lock openapi clean
 
 help: ## Show the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ soak: $(VENV)/.dev ## Let people come and go for SOAK_SECONDS (600), and see tha
 
 fuzz: $(VENV)/.dev ## Generate so many times more callers than the tests do: FUZZ=10
 	FUZZ=$(FUZZ) $(BIN)/python -m pytest -n 0 $(FUZZED)
+
+mutants: $(VENV)/.dev ## Break the code in small ways, and demand that tests see it; MODULE=... for one module, or checks
+	$(BIN)/python -m tests.mutants $(MODULE)
 
 bench: $(VENV)/.dev ## Measure beside the peers, and write tests/load/results.json
 	$(BIN)/python -m tests.load

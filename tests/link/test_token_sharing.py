@@ -112,6 +112,25 @@ async def test_waiting_for_it_is_bounded_and_the_fetch_goes_on(
     assert fetches(upstream) == 1
 
 
+async def test_who_waits_for_anothers_fetch_does_not_keep_redis_busy(
+    replicas: list[Replica], upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.world.faults.add("token", "delay", value=0.5)
+    first = asyncio.create_task(source(replicas[0]).get())
+    await eventually(lambda: fetches(upstream) == 1)
+    locks = source(replicas[1])._refresh._locks
+    held, taken = locks.held, list[str]()
+
+    def counted(key: str, *, lease_ms: int) -> Any:
+        taken.append(key)
+        return held(key, lease_ms=lease_ms)
+
+    monkeypatch.setattr(locks, "held", counted)
+    assert (await source(replicas[1]).get()).version == (await first).version
+    assert 1 <= len(taken) < 8
+    assert fetches(upstream) == 1
+
+
 async def test_it_is_not_used_past_its_end(replica: Replica, upstream: SandboxServer, clock: MovableClock) -> None:
     upstream.world.settings.token_lifetime = 600
     first = await source(replica).get()

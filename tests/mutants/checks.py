@@ -442,7 +442,7 @@ CHECKS: Final = (
     Check(
         "an address is believed of trusted proxies alone",
         "service/app.py",
-        "trusted_hosts=sorted(settings.trusted_proxies)",
+        "trusted_hosts=_networks(settings.trusted_proxies)",
         'trusted_hosts="*"',
         ("tests/callers/test_limits.py::test_what_a_stranger_puts_before_the_proxys_word_counts_nothing",),
     ),

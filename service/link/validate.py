@@ -21,6 +21,7 @@ from service.errors import (
     StoreUnavailable,
     TooManyAttempts,
     UpstreamCredentialsRejected,
+    UpstreamError,
     UpstreamMalformed,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -74,8 +75,12 @@ class TimeLimits:
     oauth: float = 900.0
 
 
-class _Unclear(Exception):
-    """The call that starts a job was sent, and no clear answer came."""
+class _Tried(Exception):
+    """The call that starts a job was sent and not answered with 401: the vendor may have tried the password."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class _LeaseOver(Exception):
@@ -211,23 +216,24 @@ class Validations:
         """Send the credentials, once; the job id if there is something to poll."""
         try:
             job_id = await self._create_job(job, company, credentials)
+        except _Tried as tried:
+            await self._record(job, {"state": "failed", "reason": tried.reason})
+            return None
         except _LeaseOver:
-            changes = {"state": "failed", "reason": "interrupted"}
+            reason = "interrupted"
         except UpstreamCredentialsRejected:
-            changes = {"state": "failed", "reason": "upstream_credentials_rejected"}
+            reason = "upstream_credentials_rejected"
         except UpstreamMalformed:
-            changes = {"state": "failed", "reason": "upstream_malformed"}
-        except _Unclear:
-            changes = {"state": "failed", "reason": "outcome_unknown"}
+            reason = "upstream_malformed"
         except ServiceError:
-            changes = {"state": "failed", "reason": "utility_unavailable"}
+            reason = "utility_unavailable"
         else:
             changes = {"job": job_id}
             page = self._table.authorize_url(company, job_id) if credentials is None else None
             if page is not None:
                 changes["authorize"] = page
             return job_id if await self._record(job, changes) else None
-        await self._record(job, changes)
+        await self._record(job, {"state": "failed", "reason": reason}, tried=False)
         return None
 
     async def _create_job(self, job: Job, company: Company, credentials: Credentials | None) -> str:
@@ -245,16 +251,22 @@ class Validations:
                     password=password,
                 )
             except (UpstreamTimeout, UpstreamUnavailable, UpstreamMalformed) as error:
-                # Also if the answer makes no sense: the vendor may have tried the password.
-                raise _Unclear from error
+                raise _Tried("outcome_unknown") from error
+            except UpstreamError as error:
+                raise _Tried("utility_unavailable") from error
 
         return await self._tokens.authorized(create)
 
-    async def _record(self, job: Job, changes: dict[str, str]) -> bool:
-        """Write down what the vendor said, even if Redis is away for a moment; False if nobody wants it any more."""
+    async def _record(self, job: Job, changes: dict[str, str], *, tried: bool = True) -> bool:
+        """Write down what the vendor said, even if Redis is away for a moment; False if nobody wants it any more.
+
+        A password that was not tried is given back before anybody can see that, and also if nobody wants it any more.
+        """
         give_up = self._clock.monotonic() + _RECORD_SECONDS
         while True:
             try:
+                if not tried and (account := await self._sessions.take_back_attempt(job.session_id, job.validation_id)):
+                    await self._lockout.give_back(account)
                 return await self._sessions.change_validation(
                     job.session_id, job.validation_id, changes, now=self._clock.now()
                 )

@@ -27,7 +27,7 @@ class LimiterRules:
     """When an operation is left alone, and for how long.
 
     Attributes:
-        wait_seconds: How long a call waits for its turn.
+        wait_seconds: How long a call waits for its turn, and for how the one goes that is let in after a rest.
         failures: So many in a row, or...
         success_share: ...a smaller share of successes...
         least_calls: ...among at least so many calls...
@@ -55,8 +55,8 @@ class _Slot:
 class Limiter:
     """Lets `most` calls through at a time, and none while the operation fails.
 
-    Closed, all may pass. Open, none may. After its rest it is half-open: one call passes, and how that goes decides.
-    Whoever is not let through knows that nothing was sent.
+    Closed, all may pass. Open, none may. After its rest it is half-open: one call passes, and how that goes decides
+    for the others, who wait for it. Whoever is not let through knows that nothing was sent.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Limiter:
         self._turns = asyncio.Semaphore(most)
         self._opens_again: float | None = None
         self._probing = False
+        self._probed = asyncio.Event()
         self._era = 0
         self._in_a_row = 0
         self._slots: deque[_Slot] = deque(maxlen=_SLOTS)
@@ -84,26 +85,26 @@ class Limiter:
         """Whether a call could pass now.
 
         Raises:
-            UpstreamShut: The breaker is open, or its one call is under way.
+            UpstreamShut: The breaker is open.
         """
         if self._opens_again is not None:
             left = self._opens_again - self._clock.monotonic()
-            if left > 0 or self._probing:
-                raise UpstreamShut(retry_after=max(1, math.ceil(left)))
+            if left > 0:
+                raise UpstreamShut(retry_after=math.ceil(left))
 
     async def enter(self) -> int:
         """Take a turn; returns what `leave` wants to know.
 
         Raises:
             UpstreamBusy: There was none in time.
-            UpstreamShut: As `check`.
+            UpstreamShut: As `check`, or the one call that decides took too long.
         """
-        if self._turns.locked():
+        if self._turns.locked() or self._probing:
             try:
                 async with asyncio.timeout(self._rules.wait_seconds):
-                    await self._turns.acquire()
+                    await self._wait()
             except TimeoutError as error:
-                raise UpstreamBusy from error
+                raise (UpstreamShut(retry_after=1) if self._probing else UpstreamBusy()) from error
         else:
             await self._turns.acquire()
         if self._opens_again is not None:
@@ -113,8 +114,19 @@ class Limiter:
                 self._turns.release()
                 raise
             self._probing = True
+            self._probed.clear()
             self._era += 1
         return self._era
+
+    async def _wait(self) -> None:
+        """Take a turn at a moment when no call is under way that decides."""
+        await self._turns.acquire()
+        try:
+            while self._probing:
+                await self._probed.wait()
+        except asyncio.CancelledError:
+            self._turns.release()
+            raise
 
     def leave(self, era: int, *, good: bool | None, now: float, about: str = "") -> None:
         """Give the turn back, and say how the call went; None if nothing was learned.
@@ -130,6 +142,7 @@ class Limiter:
             return  # it began before the breaker opened or closed, and says nothing of the time since
         if self._probing:
             self._probing = False
+            self._probed.set()
             if good is not None:
                 self._close() if good else self._open(now)
         elif good:

@@ -17,6 +17,8 @@ from service.settings import Settings
 from service.stores.connection import Store
 from service.stores.keys import Keys
 from service.stores.limits import Limit, LimitStore
+from service.upstream.limiter import LimiterRules
+from service.wiring import Timing
 from tests.callers.pages import CLIENTS, HOST, PAGE, open_by_page, page_headers
 from tests.conftest import Replica, make_settings, running_replica
 from tests.walk import APS, PGE, SRP, sign_in
@@ -196,6 +198,65 @@ async def test_what_was_not_sent_is_not_counted(replica: Replica) -> None:
     await closed.close()
     assert (await closed.validate("person", WRONG)).status_code == 409
     assert left(await attempt(replica, "person")) == 3
+
+
+@pytest.fixture
+async def crowded(
+    valkey: str, upstream: SandboxServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Replica]:
+    """One call at a time starts a job, and nobody waits long for a turn; from each address two passwords."""
+    at_once = {"token": 8, "companies": 8, "create_job": 1, "read_job": 8, "read_account": 8, "link": 8}
+    monkeypatch.setattr("service.upstream.client._MOST_AT_ONCE", at_once)
+    settings = make_settings(valkey, upstream.url, prefix, clients=CLIENTS, address_attempts=2)
+    timing = Timing(limiter=LimiterRules(wait_seconds=0.02))
+    async with running_replica(settings, timing=timing) as running:
+        yield running
+
+
+async def test_passwords_that_had_no_turn_are_not_counted(crowded: Replica, upstream: SandboxServer) -> None:
+    walk = await crowded.walk().open()
+    assert left(await walk.validate("person", WRONG)) == 4
+    limiters = crowded.app.state.steps.validations._client._limiters
+    [company] = [each for name, each in limiters.items() if name.startswith("create_job")]
+    await company._turns.acquire()
+    for _ in range(6):  # more than a session, or an account, may try
+        for answer in (await walk.validate("person", WRONG), await by_stranger(crowded, "person")):
+            assert answer.json()["validation"]["reason"] == "utility_unavailable"
+    company._turns.release()
+    assert len(upstream.world.calls.all("jobs")) == 1
+    assert left(await walk.validate("person", WRONG)) == 3
+    assert [left(await by_stranger(crowded, "person")) for _ in range(2)] == [2, 1]
+
+
+async def test_a_password_that_was_given_up_before_it_was_sent_is_not_counted(
+    replica: Replica, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process stood still, and another has ended the validation meanwhile."""
+    validations = replica.app.state.steps.validations
+    tokens = validations._tokens
+    authorized = tokens.authorized
+    walk = await replica.walk().open()
+    await replica.client.get("/v1/providers", headers=walk.headers)
+
+    async def late(call: Any) -> Any:
+        [validation] = (await walk.show()).json()["session"]["validations"]
+        await walk.client.delete(f"{walk.path}/validations/{validation['id']}", headers=walk.headers)
+        return await authorized(call)
+
+    with monkeypatch.context() as still:
+        still.setattr(tokens, "authorized", late)
+        still.setattr(validations._watchers, "holds", lambda _: False)
+        stopped = (await walk.validate("person", WRONG)).json()["validation"]["reason"]
+    assert stopped == "canceled"
+    assert upstream.world.calls.all("jobs") == []
+    assert [left(await walk.validate("person", WRONG)) for _ in range(5)] == [4, 3, 2, 1, 0]
+
+
+async def test_a_password_that_the_vendor_has_seen_stays_counted(replica: Replica, upstream: SandboxServer) -> None:
+    for number, status in enumerate((400, 500)):
+        upstream.world.faults.add("jobs", "status", value=status)
+        assert (await attempt(replica, "seen")).json()["validation"]["reason"] == "utility_unavailable"
+        assert left(await attempt(replica, "seen")) == 3 - 2 * number
 
 
 async def test_the_widget_is_counted_as_well(site: Replica) -> None:

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from service.settings import SANDBOX_API_KEY
+from service.upstream import client
 from service.upstream.limiter import LimiterRules
 from service.upstream.transport import TransportLimits
 from service.wiring import Timing
@@ -136,13 +137,43 @@ async def test_reads_are_refused_at_once_until_one_of_them_has_worked(
     before = vendor.count("account")
     probe = asyncio.create_task(reread(walks[1]))
     await eventually(lambda: vendor.count("account") > before)
-    for walk in walks[2:]:
-        is_shut(await reread(walk))
+    waiting = [asyncio.create_task(reread(walk)) for walk in walks[2:]]
+    await eventually(lambda: turns_taken(replica, "read_account") == 1 + len(waiting))
     assert vendor.count("account") == before + 1
     answered.set()
-    assert (await probe).status_code == 200
-    assert {(await reread(walk)).status_code for walk in walks[1:]} == {200}
+    assert {each.status_code for each in await asyncio.gather(probe, *waiting)} == {200}
     assert await shut_breakers(replica, "read_account") == shut_before
+
+
+def turns_taken(replica: Replica, operation: str, of: str = "") -> int:
+    limiter = replica.app.state.steps.validations._client._limiters[operation + of]
+    return client._MOST_AT_ONCE[operation] - int(limiter._turns._value)  # type: ignore[index]
+
+
+async def test_all_who_sign_in_right_after_a_rest_wait_for_the_one_that_is_let_in(
+    vendor: RawVendor, replica: Replica, leaping: LeapingClock
+) -> None:
+    good = vendor.says["jobs"]
+    vendor.says["jobs"] = DOWN
+    walks = [await replica.walk().open() for _ in range(2 * FAILURES)]
+    for number, walk in enumerate(walks[:FAILURES]):
+        await walk.validate(f"person {number}", "pw", provider="c1")
+    is_shut(await walks[0].validate("person", "pw", provider="c1"))
+    answered = asyncio.Event()
+
+    async def slowly(writer: asyncio.StreamWriter) -> None:
+        await answered.wait()
+        writer.write(good if isinstance(good, bytes) else b"")
+
+    vendor.says["jobs"] = slowly
+    leaping.forward(AFTER_A_REST)
+    before = vendor.count("jobs")
+    signing_in = [asyncio.create_task(each.validate(f"me {each.id}", "pw", provider="c1")) for each in walks]
+    await eventually(lambda: turns_taken(replica, "create_job", "c1") == len(walks))
+    assert vendor.count("jobs") == before + 1
+    answered.set()
+    answers = [each.json() for each in await asyncio.gather(*signing_in)]
+    assert {each["validation"]["state"] for each in answers} == {"succeeded"}
 
 
 async def test_links_are_refused_with_nothing_sent_and_none_is_ever_sent_twice(

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from typing_extensions import override
 
 from service.clock import SYSTEM_CLOCK, Millis
 from service.errors import UpstreamBusy, UpstreamShut
 from service.upstream.limiter import Limiter, LimiterRules
 
 RULES: Final = LimiterRules(wait_seconds=0.05)
+PATIENT: Final = LimiterRules(wait_seconds=3600)
 
 
 class ManualClock:
@@ -52,7 +54,9 @@ class Breaker(RuleBasedStateMachine):
         super().__init__()
         self.clock = ManualClock()
         self.drawn = 0.5
-        self.limiter = Limiter("read_job", most=1000, rules=RULES, clock=self.clock, draw=lambda: self.drawn)
+        self.limiter = Limiter("read_job", most=1000, rules=PATIENT, clock=self.clock, draw=lambda: self.drawn)
+        self.loop = asyncio.new_event_loop()
+        self.waiting: list[asyncio.Task[int]] = []
         self.calls: list[Call] = []
         self.results: list[tuple[float, bool]] = []
         self.opens_again: float | None = None
@@ -69,19 +73,44 @@ class Breaker(RuleBasedStateMachine):
 
     @rule()
     def call(self) -> None:
-        shut = self.opens_again is not None and (self.clock.seconds < self.opens_again or self.probe is not None)
-        if shut:
+        if self.probe is not None:
+            self.waiting.append(self.loop.create_task(self.limiter.enter()))
+            self._settle()
+            assert not self.waiting[-1].done()
+            return
+        if self.opens_again is not None and self.clock.seconds < self.opens_again:
             with pytest.raises(UpstreamShut) as refused:
                 entered(self.limiter)
             assert refused.value.retry_after is not None
             assert 1 <= refused.value.retry_after <= 36
             return
+        self._let_in(entered(self.limiter))
+
+    def _let_in(self, era: int) -> None:
         if self.opens_again is not None:
             self.life += 1
-        call = Call(entered(self.limiter), self.life)
+        call = Call(era, self.life)
         self.calls.append(call)
         if self.opens_again is not None:
             self.probe = call
+
+    def _settle(self) -> None:
+        for _ in range(3):
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave_before_it_is_decided(self, data: st.DataObject) -> None:
+        self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1))).cancel()
+        self._settle()
+
+    @override
+    def teardown(self) -> None:
+        for each in self.waiting:
+            each.cancel()
+        self._settle()
+        assert self.limiter._turns._value == 1000 - len(self.calls)
+        self.loop.close()
 
     @rule(count=st.sampled_from([1, 4, 5, 40]), good=st.booleans())
     def calls_one_after_the_other(self, count: int, good: bool) -> None:  # noqa: FBT001 -- drawn
@@ -107,6 +136,7 @@ class Breaker(RuleBasedStateMachine):
                 self.life += 1
             elif good is False:
                 self._opened(now)
+            self._decided()
         elif call.life == self.life and good is not None and self.opens_again is None:
             self.results.append((now, good))
             last = [each for _, each in self.results[-RULES.failures :]]
@@ -115,12 +145,25 @@ class Breaker(RuleBasedStateMachine):
             if not good and (few or (len(last) == RULES.failures and not any(last))):
                 self._opened(now)
 
+    def _decided(self) -> None:
+        """All who waited pass, or none; where nothing was learned, the first of them is the next to decide."""
+        self._settle()
+        waiting, self.waiting = self.waiting, []
+        for each in waiting:
+            if self.opens_again is not None and self.clock.seconds < self.opens_again:
+                assert isinstance(each.exception(), UpstreamShut)
+            elif self.probe is not None:
+                assert not each.done()
+                self.waiting.append(each)
+            else:
+                self._let_in(each.result())
+
     def _opened(self, now: float) -> None:
         self.opens_again = now + RULES.rest_seconds * (0.8 + 0.4 * self.drawn)
         self.life += 1
 
 
-EXAMPLES: Final = 2000 if "FAULT_ROUNDS" in os.environ else 15
+EXAMPLES: Final = 2000 if "FAULT_ROUNDS" in os.environ else 60
 Breaker.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=50, deadline=None, derandomize=True)
 TestBreaker = Breaker.TestCase
 
@@ -197,6 +240,26 @@ async def test_a_probe_that_is_left_alone_passes_its_turn_on() -> None:
     await gate.enter()
 
 
+@pytest.mark.parametrize("good", [True, False])
+async def test_who_meets_the_probe_waits_for_how_it_goes(*, good: bool) -> None:
+    clock = ManualClock()
+    gate = after(Limiter("link", most=9, rules=PATIENT, clock=clock), clock, "bbbbb")
+    clock.seconds += 40
+    probe = entered(gate)
+    gate.check()
+    waiting = [asyncio.create_task(gate.enter()) for _ in range(12)]  # some of them for a turn
+    await asyncio.sleep(0)
+    assert not any(each.done() for each in waiting)
+    gate.leave(probe, good=good, now=clock.seconds)
+    for each in waiting:
+        if good:
+            gate.leave(await each, good=True, now=clock.seconds)
+        else:
+            with pytest.raises(UpstreamShut):
+                await each
+    assert gate._turns._value == 9
+
+
 def after(gate: Limiter, clock: ManualClock, results: str) -> Limiter:
     """One call after the other: g for good, b for bad."""
     for each in results:
@@ -225,7 +288,7 @@ def test_five_failures_in_a_row_or_less_than_80_percent_of_five_open_it(results:
         entered(gate)
 
 
-def test_calls_that_began_before_it_opened_say_nothing_afterwards() -> None:
+async def test_calls_that_began_before_it_opened_say_nothing_afterwards() -> None:
     clock = ManualClock()
     gate = Limiter("link", most=99, rules=RULES, clock=clock, draw=lambda: 0.5)
     late = [entered(gate) for _ in range(20)]
@@ -239,7 +302,7 @@ def test_calls_that_began_before_it_opened_say_nothing_afterwards() -> None:
     probe = entered(gate)
     gate.leave(late.pop(), good=True, now=clock.seconds)
     with pytest.raises(UpstreamShut):
-        entered(gate)
+        await gate.enter()
     gate.leave(probe, good=True, now=clock.seconds)
     while late:
         gate.leave(late.pop(), good=False, now=clock.seconds)

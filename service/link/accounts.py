@@ -158,7 +158,9 @@ class Accounts:
 
     async def _read_one(self, account_id: str) -> bytes | ServiceError:
         try:
-            found = await self._tokens.authorized(lambda token: self._client.read_utility_account(token, account_id))
+            found = await self._tokens.authorized(
+                lambda token: self._client.read_utility_account(token, account_id), of=f"account {account_id}"
+            )
         except ServiceError as error:
             return error
         return orjson.dumps(_view(found))

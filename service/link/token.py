@@ -2,15 +2,16 @@
 
 import asyncio
 import secrets
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Final, TypeVar
 
 from pydantic import SecretStr
 
 from service.clock import Clock, Millis
-from service.errors import StoreUnavailable, UpstreamCredentialsRejected
+from service.errors import StoreUnavailable, UpstreamCredentialsRejected, UpstreamError
 from service.link.refresh import Refresh
 from service.link.tasks import Tasks
 from service.stores.locks import Locks
@@ -27,6 +28,9 @@ _REFUSED_REMEMBERED: Final = 16
 
 _REST_SECONDS: Final = 30.0
 _REFUSALS_BEFORE_REST: Final = 2
+_REFUSERS_REMEMBERED: Final = 256
+_SAYS_NOTHING_SECONDS: Final = 30.0
+"""For so long, a resource that has refused a fresh token as well says nothing of the token in use."""
 
 
 class TokenSource:
@@ -48,6 +52,7 @@ class TokenSource:
         self._clock = clock
         self._token: UpstreamToken | None = None
         self._refused: deque[str] = deque(maxlen=_REFUSED_REMEMBERED)
+        self._refusers: OrderedDict[str, float] = OrderedDict()
         self._unproven: str | None = None
         self._refusals = 0
         self._fetched_at: float = 0
@@ -88,39 +93,67 @@ class TokenSource:
             if token.version not in self._refused:
                 self._token = token
 
-    async def drop(self, token: UpstreamToken) -> None:
-        """Forget a token that the vendor has refused; a newer one stays."""
+    async def drop(self, token: UpstreamToken, *, by: str = "") -> None:
+        """Forget a token that the vendor has refused; a newer one stays.
+
+        Args:
+            token: The refused one.
+            by: As `of` of `authorized`.
+        """
         if token.version not in self._refused:
             self._refused.append(token.version)
         if self._unproven == token.version:
             self._unproven = None
-            self._refusals += 1
+            if by not in self._refusers:
+                self._refusals += 1
         if self._token is not None and self._token.version == token.version:
             self._token = None
         with suppress(StoreUnavailable):
             await self._store.drop(token)
 
-    async def authorized(self, call: Callable[[SecretStr], Awaitable[_T]]) -> _T:
+    async def authorized(self, call: Callable[[SecretStr], Awaitable[_T]], *, of: str = "") -> _T:
         """Make a call with a token; after a complete 401 once more with a new one.
+
+        Args:
+            call: Makes it.
+            of: Which resource it reads, where the vendor may refuse one by itself: that takes nobody's token away.
 
         Raises:
             UpstreamCredentialsRejected: The new token was refused as well.
+            UpstreamError: So it was, by a resource.
         """
-        for _ in range(2):
+        for repeated in (False, True):
             token = await self.get()
             try:
                 result = await call(token.value)
             except TokenRejected:
-                await self.drop(token)
+                if self._says_nothing(of):
+                    break
+                if repeated and of:
+                    self._remember(of)
+                await self.drop(token, by=of)
             else:
-                self.accepted()
+                self.accepted(of)
                 return result
+        if of:
+            raise UpstreamError(HTTPStatus.UNAUTHORIZED)
         raise UpstreamCredentialsRejected
 
-    def accepted(self) -> None:
+    def accepted(self, by: str = "") -> None:
         """The vendor has taken a token: those that it refused were revoked, and others will do."""
         self._unproven = None
         self._refusals = 0
+        self._refusers.pop(by, None)
+
+    def _says_nothing(self, resource: str) -> bool:
+        refused_at = self._refusers.get(resource)
+        return refused_at is not None and self._clock.monotonic() < refused_at + _SAYS_NOTHING_SECONDS
+
+    def _remember(self, resource: str) -> None:
+        self._refusers[resource] = self._clock.monotonic()
+        self._refusers.move_to_end(resource)
+        if len(self._refusers) > _REFUSERS_REMEMBERED:
+            self._refusers.popitem(last=False)
 
     async def _look(self) -> UpstreamToken | None:
         stored = await self._store.read()

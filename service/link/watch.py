@@ -34,7 +34,7 @@ _LAST_CALLS_SECONDS: Final = 12.0
 """At shutdown, for calls that are under way; longer than such a call may take."""
 
 _FORGET_AFTER_MS: Final = 10 * 60 * 1000
-_PASSING_REFUSALS: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+_PASSING_REFUSALS: Final = {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,9 @@ class Watchers:
                 asked_to_wait = 0
                 if self.holds(job):
                     try:
-                        answer = await self._tokens.authorized(lambda token: self._client.read_job(token, job_id))
+                        answer = await self._tokens.authorized(
+                            lambda token: self._client.read_job(token, job_id), of=f"job {job_id}"
+                        )
                         failures = 0
                     except UpstreamError as error:
                         failures += 1

@@ -22,6 +22,7 @@ from service.stores.sealing import KeyRing
 from service.stores.tokens import TokenStore, UpstreamToken
 from tests.conftest import LeapingClock, MovableClock, Replica, make_settings, running_replica
 from tests.processes import eventually, serving
+from tests.upstream.vendor import RawVendor, json_answer, raw
 
 HEADERS = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
 
@@ -373,6 +374,121 @@ async def test_tokens_revoked_between_their_uses_are_no_reason_to_pause(
         assert await tokens.authorized(tokens._client.list_companies)
         assert fetches(upstream) == number
         upstream.world.tokens.revoke_all()
+
+
+@pytest.fixture
+async def refusing() -> AsyncIterator[RawVendor]:
+    """Answers 401 to all that is asked of the account or job `bad`."""
+    async with RawVendor() as vendor:
+        for route in ("account", "job"):
+            vendor.says[route] = _but_for_the_bad(vendor, vendor.says[route])
+        yield vendor
+
+
+def _but_for_the_bad(vendor: RawVendor, well: Any) -> Any:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(raw(401, b"{}") if "/bad " in vendor.seen[-1].line else well)
+
+    return answer
+
+
+@pytest.fixture
+async def beside(refusing: RawVendor, valkey: str, prefix: str) -> AsyncIterator[tuple[Replica, LeapingClock]]:
+    clock = LeapingClock()
+    settings = make_settings(valkey, refusing.url, prefix, poll_seconds=0.02)
+    async with running_replica(settings, clock=clock) as replica:
+        yield replica, clock
+
+
+async def read(at: Replica, account: str) -> object:
+    tokens = source(at)
+    return await tokens.authorized(
+        lambda token: tokens._client.read_utility_account(token, account), of=f"account {account}"
+    )
+
+
+async def test_an_account_that_takes_no_token_takes_nobody_elses(
+    refusing: RawVendor, beside: tuple[Replica, LeapingClock]
+) -> None:
+    replica, clock = beside
+    for pauses in range(1, 4):
+        for _ in range(6):
+            with pytest.raises(UpstreamError) as refused:
+                await read(replica, "bad")
+            assert refused.value.status == 401
+            assert (await replica.client.post("/v1/sessions", headers=HEADERS, json={})).status_code == 201
+        assert refusing.count("token") <= 1 + 2 * pauses
+        assert refusing.count("account") == 7 * pauses  # only the first is repeated
+        clock.forward(31)
+    await read(replica, "ua1")
+    assert len(source(replica)._refusers) == 1
+
+
+async def test_callers_are_told_that_the_account_was_refused_and_not_our_credentials(
+    refusing: RawVendor, beside: tuple[Replica, LeapingClock]
+) -> None:
+    replica, _ = beside
+    refusing.says["job"] = json_answer(200, {"status": "success", "response": {"accountId": "bad"}})
+    walk = await replica.walk().open()
+    assert (await walk.validate("person", provider="c1")).json()["validation"]["state"] == "succeeded"
+    for _ in range(3):
+        answer = await walk.accounts()
+        assert (answer.status_code, answer.json()["code"], answer.json()["status"]) == (502, "upstream_error", "OM500")
+    assert (await replica.client.post("/v1/sessions", headers=HEADERS, json={})).status_code == 201
+    assert refusing.count("token") == 3
+
+
+async def test_a_job_that_takes_no_token_is_polled_on_and_takes_nobody_elses(
+    refusing: RawVendor, beside: tuple[Replica, LeapingClock]
+) -> None:
+    replica, _ = beside
+    refusing.says["jobs"] = json_answer(201, {"id": "bad"})
+    walk = await replica.walk().open()
+    started = (await walk.validate("person", provider="c1", wait=None)).json()["validation"]
+    await eventually(lambda: refusing.count("job") >= 6)
+    assert (await replica.client.post("/v1/sessions", headers=HEADERS, json={})).status_code == 201
+    assert refusing.count("token") <= 3
+    refusing.says["job"] = json_answer(200, {"status": "success", "response": {"accountId": "ua1"}})
+    assert (await walk.validation(started["id"], wait=20)).json()["validation"]["state"] == "succeeded"
+
+
+async def test_an_account_that_refused_is_believed_again_once_it_takes_a_token(
+    replica: Replica, upstream: SandboxServer
+) -> None:
+    walk = await replica.walk().open()
+    await walk.validate("user_quick")
+    upstream.world.faults.add("account", "status", value=401, times=2)
+    again = {"Cache-Control": "no-cache"}
+    assert (await walk.accounts(**again)).status_code == 502
+    assert (await walk.accounts(**again)).status_code == 200
+    for _ in range(3):
+        upstream.world.tokens.revoke_all()
+        assert (await walk.accounts(**again)).status_code == 200  # heals at once, as ever
+
+
+async def test_an_account_that_refuses_hides_no_revoked_token_from_others(
+    replica: Replica, upstream: SandboxServer
+) -> None:
+    walk = await replica.walk().open()
+    await walk.validate("user_quick")
+    upstream.world.faults.add("account", "status", value=401, times=3)
+    again = {"Cache-Control": "no-cache"}
+    for _ in range(2):
+        assert (await walk.accounts(**again)).status_code == 502
+    upstream.world.tokens.revoke_all()
+    assert await source(replica).authorized(source(replica)._client.list_companies)
+    assert (await walk.accounts(**again)).status_code == 200
+
+
+async def test_no_more_than_so_many_accounts_that_refuse_are_remembered(
+    beside: tuple[Replica, LeapingClock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, _ = beside
+    monkeypatch.setattr("service.link.token._REFUSERS_REMEMBERED", 3)
+    tokens = source(replica)
+    for number in range(5):
+        tokens._remember(str(number))
+    assert list(tokens._refusers) == ["2", "3", "4"]
 
 
 async def test_redis_cannot_read_it(replica: Replica, upstream: SandboxServer, store: Store) -> None:

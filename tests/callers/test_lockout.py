@@ -248,6 +248,8 @@ async def test_a_password_that_was_given_up_before_it_was_sent_is_not_counted(
         still.setattr(validations._watchers, "holds", lambda _: False)
         stopped = (await walk.validate("person", WRONG)).json()["validation"]["reason"]
     assert stopped == "canceled"
+    [validation] = (await walk.show()).json()["session"]["validations"]
+    assert await validations._sessions.take_back_attempt(walk.id, validation["id"]) == ""  # it was, once
     assert upstream.world.calls.all("jobs") == []
     assert [left(await walk.validate("person", WRONG)) for _ in range(5)] == [4, 3, 2, 1, 0]
 

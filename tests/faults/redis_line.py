@@ -84,6 +84,8 @@ class RedisLine:
         self.accepted += 1
         far_reader, far_writer = await asyncio.open_unix_connection(self._target)
         self._writers |= {writer, far_writer}
+        if self.trouble == "refused":  # it was cut while this connection was being made
+            self.break_connections()
         try:
             there = asyncio.create_task(self._pump(reader, far_writer, replies=False))
             back = asyncio.create_task(self._pump(far_reader, writer, replies=True))

@@ -6,7 +6,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.middleware import HEADERS
+from service.api.middleware import add_headers
 
 __all__ = ["ApiCors"]
 
@@ -67,8 +67,7 @@ def _kept_in(send: Send) -> Send:
 
     async def send_kept_in(message: Message) -> None:
         if message["type"] == "http.response.start":
-            given = {name for name, _ in message["headers"]}
-            message["headers"] += [header for header in HEADERS if header[0] not in given]
+            add_headers(message["headers"])
         await send(message)
 
     return send_kept_in

@@ -15,7 +15,7 @@ from service.api.envelope import failure, quota_headers
 from service.errors import InternalError, NotAcceptable, Overloaded, ShuttingDown
 from service.telemetry import answered, log
 
-__all__ = ["HEADERS", "Around"]
+__all__ = ["Around", "Shed", "add_headers"]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _JSON: Final = ("application/json", "application/*", "*/*")
@@ -29,13 +29,20 @@ _MOST_READS: Final = 1000
 _MOST_REQUESTS: Final = 1250
 """In flight in one process. Reads go first: what a person does was prepared by many of them."""
 
-HEADERS: Final = (
+_HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
     (b"strict-transport-security", b"max-age=31536000; includeSubDomains"),
     (b"x-content-type-options", b"nosniff"),
 )
+
+
+def add_headers(raw: list[tuple[bytes, bytes]]) -> set[bytes]:
+    """Give an answer the headers that all have, unless it brings its own; the names of those that it brought."""
+    given = {name for name, _ in raw}
+    raw += [header for header in _HEADERS if header[0] not in given]
+    return given
 
 
 class Around:
@@ -62,8 +69,7 @@ class Around:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 raw = message["headers"]
-                given = {name for name, _ in raw}
-                raw += [header for header in HEADERS if header[0] not in given]
+                given = add_headers(raw)
                 raw.append((b"x-request-id", request_id.encode()))
                 quota = scope["state"].get("quota")
                 if quota is not None and b"ratelimit" not in given:
@@ -126,9 +132,10 @@ class Shed:
 def _waits(scope: Scope) -> bool:
     """Whether a request holds no place: probes, and those that hold a line and mostly do nothing."""
     path = scope["path"]
-    return (
-        path in _PROBES or path.endswith("/events") or ("/validations" in path and b"prefer" in dict(scope["headers"]))
-    )
+    if not path.startswith("/v1/sessions/"):
+        return path in _PROBES
+    prefers = dict(scope["headers"]).get(b"prefer", b"") if "/validations" in path else b""
+    return path.endswith("/events") or b"wait" in prefers.lower()
 
 
 def _new_request_id() -> str:

@@ -118,5 +118,8 @@ async def test_work_is_shed_whatever_it_prefers(shared: Replica, held: Held) -> 
     walk = await shared.walk().open()
     calls = await held.hold(MOST_REQUESTS)
     is_overloaded(await walk.validate(wait=5))
+    found = f"{walk.path}/validations/val_none"
+    is_overloaded(await walk.client.get(found, headers=walk.headers | {"Prefer": "respond-async"}))
+    is_overloaded(await walk.client.get("/link/events"))
     held.release.set()
     await asyncio.gather(*calls)

@@ -81,11 +81,13 @@ class Crowd:
 
     Attributes:
         broken: What nobody should have met.
+        listening: Somebody has a stream open.
     """
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self.client = client
         self.over = asyncio.Event()
+        self.listening = asyncio.Event()
         self.broken: list[str] = []
         self.reads = 0
         self.linked = 0
@@ -138,6 +140,7 @@ class Crowd:
         ids: list[str] = []
         while True:
             async with listening(walk, after=ids[-1] if ids else None) as stream:
+                self.listening.set()
                 for event in await stream.rest():
                     names.append(event.name)
                     ids.append(event.id)
@@ -182,6 +185,7 @@ async def test_a_rolling_restart_fails_no_read_links_nothing_twice_and_loses_no_
         crowd = Crowd(client)
         doing: list[Awaitable[Any]] = [crowd.read(), crowd.read(), crowd.wait(), crowd.listen()]
         working = asyncio.gather(*doing, *(crowd.link(number) for number in range(2)))
+        await crowd.listening.wait()  # at one of those that end now
         for _ in range(RESTARTS):
             running.append(await start())
             await _ended(running.pop(0))

@@ -28,6 +28,7 @@ from typing_extensions import override
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
+from service.protocol import GatheringProtocol
 from service.settings import PREFIX, Settings
 from service.stores.embedded import EmbeddedStore, EmbeddedStoreError
 from service.telemetry import configure_logs, log
@@ -161,7 +162,7 @@ def _config(app: object, *, workers: int = 1) -> uvicorn.Config:
         factory=isinstance(app, str),
         workers=workers,
         loop="uvloop",
-        http="httptools",
+        http=GatheringProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

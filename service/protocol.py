@@ -1,0 +1,47 @@
+"""How answers leave the process."""
+
+import asyncio
+from typing import Any, cast
+
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__all__ = ["GatheringProtocol"]
+
+
+class GatheringProtocol(HttpToolsProtocol):
+    """uvicorn's own, but what is written in one turn of the event loop leaves in one piece.
+
+    uvicorn writes an answer's head and its body one after the other, and each write is a call into the system, a packet
+    and a wake-up of whoever reads it: together a seventh of what a cheap request costs.
+    """
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast("asyncio.Transport", _Gathering(transport, self.loop)))
+
+
+class _Gathering:
+    """A transport that writes when the turn is over; all else is the transport's own."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever a transport has
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts:
+            self._transport.write(b"".join(parts))

@@ -9,14 +9,18 @@ from importlib import resources
 from typing import Any, Final, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from hiredis import pack_command
 from pydantic import SecretStr
 from redis._parsers import _AsyncHiredisParser
 from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel, SentinelConnectionPool
 from redis.asyncio.client import PubSub
 from redis.asyncio.cluster import PipelineCommand
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from typing_extensions import override
 
 from service.errors import StoreUnavailable
@@ -279,10 +283,12 @@ class Store:
         """What each was answered, which may be an exception; all over one connection."""
         if isinstance(self._client, RedisCluster):
             return await _of_cluster(self._client, commands)
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            return await pipeline.execute(raise_on_error=False)
+        packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]  # its stub says one
+        try:
+            return await _exchange(self._client.connection_pool, packed, len(commands))
+        except (RedisConnectionError, RedisTimeoutError):
+            # The server may have closed a connection that nobody used; or it is no master any more.
+            return await _exchange(self._client.connection_pool, packed, len(commands))
 
     async def _attempted(self, work: Callable[[], Awaitable[_T]], *, more_seconds: float = 0) -> _T:
         """Try again once when no answer came: on another connection, since redis-py gives up the silent one."""
@@ -305,6 +311,26 @@ class _Parser(_AsyncHiredisParser):
             return await super().read_response(disable_decoding, push_request)
         except UnicodeDecodeError:
             return ResponseError("what is stored is no UTF-8")  # the connection raises it, and stays as it is
+
+
+async def _exchange(pool: ConnectionPool, packed: bytes, commands: int) -> Sequence[Any]:
+    """What so many commands were answered, which may be exceptions. A connection that fails closes itself.
+
+    Not by redis-py's pipeline: what that does besides takes longer than all of this.
+    """
+    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+    try:
+        await connection.send_packed_command(packed)
+        return [await _reply(connection) for _ in range(commands)]
+    finally:
+        await pool.release(connection)
+
+
+async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 -- each command has its own shape
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 async def _of_cluster(cluster: RedisCluster, commands: Sequence[_Command]) -> Sequence[Any]:

@@ -5,18 +5,17 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from ipaddress import IPv4Network, ip_network
 from types import FrameType
 from typing import Any, Final
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -45,7 +44,7 @@ from service.api.cors import ApiCors
 from service.api.envelope import failure
 from service.api.middleware import Around, Shed
 from service.api.models import field_names
-from service.api.routing import Switch
+from service.api.routing import RaisedInstead, Switch
 from service.clock import SYSTEM_CLOCK, Clock
 from service.errors import FieldError, ServiceError
 from service.link.scopes import ALL_SCOPES
@@ -137,11 +136,6 @@ def _bare_app(**options: Any) -> FastAPI:  # noqa: ANN401 -- FastAPI's own
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        exception_handlers={
-            ServiceError: _render_service_error,
-            RequestValidationError: _render_invalid_request,
-            HTTPException: _render_http_error,
-        },
         **options,
     )
     # Those that are asked most come first: a route is looked for from the first on.
@@ -156,7 +150,7 @@ class _App(FastAPI):
 
     @override
     def build_middleware_stack(self) -> ASGIApp:
-        app: ASGIApp = ExceptionMiddleware(Switch(self.router), handlers=dict(self.exception_handlers))
+        app: ASGIApp = Switch(self.router, on_error=partial(_rendered, self.routes))
         for each in reversed(self.user_middleware):
             app = each.cls(app, *each.args, **each.kwargs)
         return app
@@ -192,14 +186,19 @@ def _own_listener(settings: Settings) -> list[Middleware]:
     return [Middleware(ops.OwnListener, port=settings.metrics_port)]
 
 
-async def _render_service_error(request: Request, error: Exception) -> Response:
-    return failure(request.scope, error if isinstance(error, ServiceError) else errors.InternalError())
+def _rendered(routes: Iterable[BaseRoute], scope: Scope, error: RaisedInstead) -> Response:
+    match error:
+        case ServiceError():
+            return failure(scope, error)
+        case RequestValidationError():
+            return _render_invalid_request(scope, error)
+        case HTTPException():
+            return _render_http_error(routes, scope, error)
 
 
-async def _render_invalid_request(request: Request, error: Exception) -> Response:
+def _render_invalid_request(scope: Scope, error: RequestValidationError) -> Response:
     """FastAPI's own answer repeats the whole body, passwords included; this one names known fields and no values."""
-    problems = error.errors() if isinstance(error, RequestValidationError) else []
-    return failure(request.scope, errors.InvalidRequest([_field_error(each) for each in problems]))
+    return failure(scope, errors.InvalidRequest([_field_error(each) for each in error.errors()]))
 
 
 def _field_error(problem: dict[str, Any]) -> FieldError:
@@ -208,29 +207,27 @@ def _field_error(problem: dict[str, Any]) -> FieldError:
     return FieldError(".".join(path), message)
 
 
-async def _render_http_error(request: Request, error: Exception) -> Response:
+def _render_http_error(routes: Iterable[BaseRoute], scope: Scope, error: HTTPException) -> Response:
     """What the framework raises by itself."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    match status:
+    match error.status_code:
         case 404:
-            answer = failure(request.scope, errors.NotFound())
+            answer = failure(scope, errors.NotFound())
         case 405:
-            answer = failure(request.scope, errors.MethodNotAllowed())
-            answer.headers["Allow"] = ", ".join(_allowed_methods(request))
+            answer = failure(scope, errors.MethodNotAllowed())
+            answer.headers["Allow"] = ", ".join(_allowed_methods(routes, scope))
         case 400:
-            answer = failure(request.scope, errors.MalformedRequest())
+            answer = failure(scope, errors.MalformedRequest())
         case _:
-            answer = failure(request.scope, errors.InternalError())
+            answer = failure(scope, errors.InternalError())
     return answer
 
 
-def _allowed_methods(request: Request) -> list[str]:
+def _allowed_methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
     """RFC 9110, section 15.5.6: all of them; the framework names those of one route only."""
-    routes: list[BaseRoute] = request.app.routes
     return sorted(
         method
         for route in routes
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
         for method in route.methods or ()
     )
 

@@ -16,11 +16,11 @@ __all__ = [
     "RUNNING_JOBS",
     "STORE_FAILURES",
     "TASKS",
-    "UPSTREAM_DROPPED",
     "UPSTREAM_SHUT",
     "answered",
     "called",
     "configure_logs",
+    "dropped",
     "log",
 ]
 
@@ -54,6 +54,7 @@ _requests: Final = cache(REQUESTS.labels)
 _request_seconds: Final = cache(REQUEST_SECONDS.labels)
 _upstream_calls: Final = cache(UPSTREAM_CALLS.labels)
 _upstream_seconds: Final = cache(UPSTREAM_SECONDS.labels)
+_upstream_dropped: Final = cache(UPSTREAM_DROPPED.labels)
 
 
 def answered(route: str, method: str, status: int, seconds: float) -> None:
@@ -66,6 +67,11 @@ def called(operation: str, outcome: str, seconds: float) -> None:
     """Count a call to the vendor."""
     _upstream_calls(operation, outcome).inc()
     _upstream_seconds(operation).observe(seconds)
+
+
+def dropped(what: str, count: int = 1) -> None:
+    """Count parts of a vendor's answer that were left out."""
+    _upstream_dropped(what).inc(count)
 
 
 log: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()

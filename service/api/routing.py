@@ -14,11 +14,18 @@ from fastapi import APIRouter, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
-__all__ = ["Switch", "make_router"]
+from service.errors import ServiceError
+
+__all__ = ["RaisedInstead", "Switch", "make_router"]
+
+RaisedInstead: TypeAlias = ServiceError | RequestValidationError | HTTPException
+"""What stands for an answer."""
 
 _Call: TypeAlias = Callable[[Request], Awaitable[Any]]
 _SOURCES: Final[Mapping[str, Callable[[Request], Mapping[str, str]]]] = {
@@ -36,10 +43,16 @@ def make_router(prefix: str, tag: str) -> APIRouter:
 
 
 class Switch:
-    """Takes a request to its route without asking all others first; the router answers what has none."""
+    """Takes a request to its route without asking all others first; the router answers what has none.
 
-    def __init__(self, router: APIRouter) -> None:
+    Args:
+        router: Has the routes.
+        on_error: Renders what a route, or the router, raised before it answered.
+    """
+
+    def __init__(self, router: APIRouter, *, on_error: Callable[[Scope, RaisedInstead], Response]) -> None:
         self._router = router
+        self._on_error = on_error
         self._routes: dict[tuple[str, int, str | None], list[_Route]] = {}
         for route in router.routes:
             if isinstance(route, _Route):
@@ -50,22 +63,30 @@ class Switch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] == "http":
-            *parts, last = scope["path"].split("/")
-            method, depth = scope["method"], len(parts)
-            for route in self._routes.get((method, depth, last)) or self._routes.get((method, depth, None)) or ():
-                match, found = route.matches(scope)
-                if match is Match.FULL:
-                    scope.update(found)
-                    await route.app(scope, receive, send)
-                    return
-        await self._router(scope, receive, send)
+        route = self._found(scope) if scope["type"] == "http" else None
+        try:
+            if route is None:
+                return await self._router(scope, receive, send)
+            response: Response = await route.call(Request(scope, receive))
+        except (ServiceError, RequestValidationError, HTTPException) as error:
+            response = self._on_error(scope, error)
+        return await response(scope, receive, send)
+
+    def _found(self, scope: Scope) -> "_Route | None":
+        *parts, last = scope["path"].split("/")
+        method, depth = scope["method"], len(parts)
+        for route in self._routes.get((method, depth, last)) or self._routes.get((method, depth, None)) or ():
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                return route
+        return None
 
 
 class _Route(APIRoute):
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 -- FastAPI's own
         super().__init__(*args, **options)
-        call = _compiled(self.dependant)
+        self.call = call = _compiled(self.dependant)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             response = await call(Request(scope, receive))

@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import with_default_schema
 
 from service.errors import UpstreamMalformed
-from service.telemetry import UPSTREAM_DROPPED
+from service.telemetry import dropped
 
 __all__ = [
     "UPSTREAM_ID",
@@ -55,7 +55,7 @@ Text = Annotated[str, StringConstraints(max_length=512)]
 
 
 def _left_out() -> None:
-    UPSTREAM_DROPPED.labels("optional_field").inc()
+    dropped("optional_field")
 
 
 class _IfFits:
@@ -213,7 +213,7 @@ def parse_companies(body: bytes) -> list[Company]:
         try:
             company = Company.model_validate(entry)
         except ValidationError:
-            UPSTREAM_DROPPED.labels("company").inc()
+            dropped("company")
             continue
         companies.setdefault(company.id, company)
     if not companies:
@@ -266,16 +266,17 @@ def parse_utility_account(body: bytes) -> UtilityAccount:
     """
     fields = _validate(_UtilityAccountBody, body)
     known: dict[str, ServiceAccount] = {}
+    unknown_fields = 0
     for entry in fields.service_accounts:
         try:
             account = ServiceAccount.model_validate(entry)
         except ValidationError:
-            UPSTREAM_DROPPED.labels("service_account").inc()
+            dropped("service_account")
             continue
-        dropped = len(entry.keys() - _SERVICE_ACCOUNT_FIELDS)
-        if dropped:
-            UPSTREAM_DROPPED.labels("service_account_field").inc(dropped)
+        unknown_fields += len(entry.keys() - _SERVICE_ACCOUNT_FIELDS)
         known.setdefault(account.id, account)
+    if unknown_fields:
+        dropped("service_account_field", unknown_fields)
     return UtilityAccount(fields.id, fields.name, tuple(known.values()))
 
 

@@ -24,6 +24,8 @@ class GatheringProtocol(HttpToolsProtocol):
 class _Gathering:
     """A transport that writes when the turn is over; all else is the transport's own."""
 
+    __slots__ = ("_loop", "_parts", "_transport")
+
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop

@@ -79,7 +79,7 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
         middleware=[
             *_proxy_headers(settings),
             Middleware(ApiCors, origins=process.origins),
-            Middleware(Around, closing=lambda: process.health.closing),
+            Middleware(Around, closing=lambda: process.health.closing, tracing=process.tracing),
             *_own_listener(settings),
             Middleware(BodyGuard, on_error=failure),
             Middleware(Shed),

@@ -1,6 +1,7 @@
 """What is wrong with a deployment, and what to do about it: one check after the other, each told in a line."""
 
 import asyncio
+import logging
 import socket
 import ssl
 import time
@@ -28,6 +29,7 @@ from service.settings import FIRST_TENANT, PREFIX, Settings, TenantRule, label_o
 from service.stores.connection import Store
 from service.stores.embedded import DataDirInUse, EmbeddedStore, EmbeddedStoreError
 from service.stores.locks import Locks
+from service.tracing import Tracing
 from service.upstream.client import UpstreamClient
 from service.upstream.transport import Transport, TransportLimits
 
@@ -75,6 +77,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     for name, rule in tenants.items():
         for finding in await _secrets(settings, name, rule):
             yield finding
+    if settings.trace_share:
+        yield await _traces(settings)
     yield await _port(settings)
 
 
@@ -276,6 +280,18 @@ async def _credentials(settings: Settings, tenant: str, rule: TenantRule, secret
         finally:
             await asyncio.sleep(_THREADS_SECONDS)
     return Finding(check, "ok", "the upstream accepts the client id and secret")
+
+
+# The collector
+
+
+async def _traces(settings: Settings) -> Finding:
+    # The exporter logs what goes wrong, which is told here.
+    logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
+    if await asyncio.to_thread(Tracing(settings.trace_share).reaches_collector):
+        return Finding("traces", "ok", "the collector takes them")
+    to_do = "check OTEL_EXPORTER_OTLP_ENDPOINT, and OTEL_EXPORTER_OTLP_HEADERS if it asks for a key"
+    return Finding("traces", "warn", "the collector does not take them", to_do)
 
 
 # This machine

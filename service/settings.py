@@ -249,6 +249,13 @@ class Settings(BaseSettings):
     widget: bool = Field(True, description="Answer the vendor's own widget under `/api`.")
     docs: bool | None = Field(None, description="Serve `/docs`; by default in the sandbox alone.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
+    trace_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of requests of which OpenTelemetry traces are kept, 1 for all; where they go is said by "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT`.",
+    )
     drain_seconds: float = Field(
         2.0, ge=0, le=60, description="After SIGTERM, how long requests are still accepted while `/readyz` fails."
     )

@@ -47,6 +47,7 @@ from service.stores.sealing import KeyRing
 from service.stores.sessions import SessionStore
 from service.stores.tokens import TokenStore
 from service.telemetry import TASKS, log
+from service.tracing import Tracing
 from service.upstream.client import UpstreamClient
 from service.upstream.companies import KNOWN_COMPANIES, CompanyRule, CompanyTable
 from service.upstream.limiter import LimiterRules
@@ -93,6 +94,7 @@ class Process:
         notices: Notices,
         watchers: Sequence[Watchers],
         tasks: Tasks,
+        tracing: Tracing | None,
     ) -> None:
         self.steps = steps
         self.tenants = tenants
@@ -103,11 +105,14 @@ class Process:
         self._notices = notices
         self._watchers = watchers
         self._tasks = tasks
+        self.tracing = tracing
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep leases, subscription and health while the process serves; let work under way finish at the end."""
         async with AsyncExitStack() as stack:
+            if self.tracing is not None:
+                await stack.enter_async_context(self.tracing)
             await stack.enter_async_context(self._store)
             for transport in self._transports:
                 await stack.enter_async_context(transport)
@@ -175,6 +180,7 @@ class _Shared(NamedTuple):
     agent: str
     ca_pem: bytes | None
     vendor_secrets: Sequence[SecretStr]
+    tracing: Tracing | None
 
 
 class _Tenant(NamedTuple):
@@ -229,6 +235,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         agent=agent,
         ca_pem=ca_pem,
         vendor_secrets=[secret for rule in rules.values() for secret in rule.secrets],
+        tracing=Tracing(settings.trace_share) if settings.trace_share else None,
     )
     tenants = {name: _tenant(shared, name, ids[name], rule) for name, rule in rules.items()}
     clients = Clients(client for each in tenants.values() for client in _clients(each))
@@ -274,6 +281,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
         notices=notices,
         watchers=[each.watchers for each in tenants.values()],
         tasks=tasks,
+        tracing=shared.tracing,
     )
 
 
@@ -313,6 +321,7 @@ def _tenant(shared: _Shared, name: str, tenant: str, rule: TenantRule) -> _Tenan
         next_secret=rule.next_secret,
         rules=timing.limiter,
         clock=clock,
+        tracing=shared.tracing,
     )
     table = CompanyTable(extra=_rules(settings), https_only=https_only)
     tokens = TokenSource(

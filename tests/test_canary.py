@@ -31,6 +31,7 @@ from service.stores.embedded import EmbeddedStore
 from service.telemetry import configure_logs
 from service.upstream.transport import TransportLimits
 from service.wiring import Timing, wire
+from tests.collector import Collector, collecting
 from tests.conftest import Replica, make_settings, running_replica
 from tests.faults.redis_line import RedisLine
 from tests.plain import NO_TLS
@@ -44,6 +45,7 @@ USERS: Final = [
 ]
 REJECTED: Final = ("canary-user@example.org", "canary-pässwörd")
 MALFORMED: Final = ("canary-malformed-user", "canary-malformed-pw")
+COLLECTOR_KEY: Final = "canary-collector-key"
 _ENCODED: Final = re.compile(rb"[A-Za-z0-9+/_-]{16,}={0,2}")
 
 
@@ -159,11 +161,17 @@ async def line(tmp_path: Path) -> AsyncIterator[RedisLine]:
 
 
 @pytest.fixture
-async def replica(
-    line: RedisLine, upstream: SandboxServer, prefix: str, finds: Finds, capture: _Capture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    with collecting(monkeypatch, OTEL_EXPORTER_OTLP_HEADERS=f"authorization={COLLECTOR_KEY}") as running:
+        yield running
+
+
+@pytest.fixture
+async def replica(  # noqa: PLR0917 -- fixtures
+    line: RedisLine, upstream: SandboxServer, prefix: str, finds: Finds, capture: _Capture, collector: Collector
 ) -> AsyncIterator[Replica]:
-    del capture  # from the start on
-    settings = make_settings(line.url, upstream.url, prefix, redis_timeout=0.1)
+    del capture, collector  # from the start on
+    settings = make_settings(line.url, upstream.url, prefix, redis_timeout=0.1, trace_share=1)
     finds.add("settings", f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}")
     timing = Timing(upstream=TransportLimits(total_seconds=0.4), limiter=NEVER_SHUT)
     async with running_replica(settings, timing=timing) as running:
@@ -264,6 +272,10 @@ async def drive_refused(replica: Replica) -> None:
     for url in (f"/v1/{password}", f"/v1/sessions/{password}", f"/v1/providers?search={password}"):
         await replica.client.get(url, headers=walk.server_headers)
     await replica.client.get("/v1/providers", headers={"Authorization": f"Basic {password}", "X-Request-Id": "\x7f"})
+    told = {"traceparent": password, "tracestate": f"a={password}", "baggage": f"a={password}"}
+    await replica.client.get(walk.path, headers=walk.headers | told)
+    told["traceparent"] = f"00-{'1' * 32}-{'1' * 16}-01"
+    await replica.client.get(walk.path, headers=walk.headers | told)
 
 
 async def drive_faults(replica: Replica, upstream: SandboxServer) -> None:
@@ -355,6 +367,7 @@ async def test_nothing_secret_is_found_anywhere(  # noqa: PLR0917 -- fixtures
     upstream: SandboxServer,
     finds: Finds,
     capture: _Capture,
+    collector: Collector,
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -387,6 +400,13 @@ async def test_nothing_secret_is_found_anywhere(  # noqa: PLR0917 -- fixtures
         await asyncio.gather(noting, return_exceptions=True)
     assert commands > 200
     assert {"omniconnect"} <= capture.loggers
+    await replica.client.get("/openapi.json", headers={"X-Request-Id": "last-word"})
+    await eventually(lambda: any(b"last-word" in body for body in collector.bodies))
+    assert {"link", "create_job", "POST /v1/sessions/{session_id}/validations"} <= {
+        each.name for each in collector.spans
+    }
+    for body in collector.bodies:
+        finds.add("spans", body)
     for where, text in reprs():
         finds.add(where, text)
 
@@ -404,6 +424,7 @@ async def test_nothing_secret_is_found_anywhere(  # noqa: PLR0917 -- fixtures
     finds.canaries = {
         "the secret": SANDBOX_SECRET,
         "the API key": SANDBOX_API_KEY,
+        "the collector's key": COLLECTOR_KEY,
         **finds.session_tokens,
         **{f"upstream token {number}": bearer for number, bearer in enumerate(bearers)},
         **{f"signature of upstream token {number}": each.rpartition(".")[2] for number, each in enumerate(bearers)},

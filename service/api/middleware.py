@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.envelope import failure, quota_headers
 from service.errors import InternalError, NotAcceptable, Overloaded, ShuttingDown
 from service.telemetry import answered, log
+from service.tracing import Tracing, finish
 
 __all__ = ["Around", "Shed", "add_headers"]
 
@@ -48,9 +49,10 @@ def add_headers(raw: list[tuple[bytes, bytes]]) -> set[bytes]:
 class Around:
     """Outermost, so that nothing gets past it: not even a bug is answered without an envelope."""
 
-    def __init__(self, app: ASGIApp, *, closing: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, *, closing: Callable[[], bool], tracing: Tracing | None) -> None:
         self._app = app
         self._closing = closing
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -78,14 +80,22 @@ class Around:
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=request_id)  # each request has a context of its own
+        span = None
+        if self._tracing is not None and scope["path"] not in _PROBES:
+            span = self._tracing.begin(request_id, headers.get("traceparent"))
+        broke: Exception | None = None
         try:
             await self._answer(scope, headers, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 -- the last resort
+            broke = error
             log.error("unhandled", exc_info=error)
             if status == 0:
                 await failure(scope, InternalError())(scope, receive, send_with_headers)
         finally:
             self._tell(scope, status, time.perf_counter() - started)
+            if span is not None:
+                route = getattr(scope.get("route"), "path", None)
+                finish(span, route=route, method=scope["method"], status=status or 499, error=broke)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         if scope["path"].startswith("/v1/") and not _accepts(headers, scope["path"]):

@@ -19,6 +19,7 @@ from service.errors import (
     UpstreamUnavailable,
 )
 from service.telemetry import called, log
+from service.tracing import Tracing
 from service.upstream import wire
 from service.upstream.limiter import Limiter, LimiterRules
 from service.upstream.retries import Retries
@@ -80,6 +81,7 @@ class UpstreamClient:
         next_secret: SecretStr | None = None,
         rules: LimiterRules | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        tracing: Tracing | None = None,
     ) -> None:
         self._transport = transport
         self._base = base_url.rstrip("/")
@@ -87,6 +89,7 @@ class UpstreamClient:
         self._client_id = client_id
         self._secrets = [("active", secret), *([("next", next_secret)] if next_secret else [])]
         self._clock = clock
+        self._tracing = tracing
         self._rules = rules or LimiterRules()
         self._limiters: dict[str, Limiter] = {}
         self._retries = Retries(clock=clock)
@@ -246,6 +249,8 @@ class UpstreamClient:
             now = self._clock.monotonic()
             limiter.leave(era, good=good, now=now, about=about)
             called(limiter.operation, outcome, now - started)
+            if self._tracing is not None:
+                self._tracing.called(limiter.operation, outcome, now - started)
 
 
 def _is_unauthorized(status: int) -> bool:

@@ -12,7 +12,7 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as Sent
 from typing_extensions import override
 
-__all__ = ["Collector", "Span", "collecting"]
+__all__ = ["Collector", "Span", "collecting", "exporters_ended"]
 
 _AT_ONCE_MS: Final = "10"
 
@@ -121,3 +121,12 @@ def collecting(monkeypatch: Any, **more: str) -> Iterator[Collector]:
         for name, value in {**collector.environment(), **more}.items():
             monkeypatch.setenv(name, value)
         yield collector
+        collector.answering.set()
+        exporters_ended()
+
+
+def exporters_ended() -> None:
+    """Wait for what still sends, or it would write into the log of the next test."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("OtelBatch"):
+            thread.join()

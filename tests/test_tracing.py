@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from service import __version__, tracing
 from service.doctor import examine
 from service.sandbox.server import SandboxServer
-from tests.collector import Collector, Span, collecting
+from tests.collector import Collector, Span, collecting, exporters_ended
 from tests.conftest import Replica, make_settings, running_replica
 from tests.processes import eventually
 
@@ -261,13 +261,13 @@ async def test_a_collector_that_hangs_is_waited_for_by_nobody_and_what_is_too_mu
 async def test_without_a_collector_requests_are_answered_as_ever(
     valkey: str, upstream: SandboxServer, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracing, "_FLUSH_SECONDS", 0.1)
-    with collecting(monkeypatch) as collector:
+    with collecting(monkeypatch, OTEL_EXPORTER_OTLP_TIMEOUT="0.2") as collector:
         pass
     async with traced(valkey, upstream, prefix) as replica:
         walk = replica.walk()
         assert (await walk.link(await walk.ready("user_quick"))).status_code == 201
         await eventually(lambda: [each for each in caplog.records if each.name.startswith("opentelemetry.exporter")])
+    exporters_ended()
     assert collector.bodies == []
 
 

@@ -10,7 +10,7 @@ import pytest
 import structlog
 from prometheus_client import REGISTRY
 
-from service.telemetry import answered, called, configure_logs
+from service.telemetry import answered, called, configure_logs, dropped
 
 
 class Log:
@@ -168,6 +168,8 @@ def _sample(name: str, **labels: str) -> float:
 def test_requests_and_calls_are_counted_under_their_names() -> None:
     answered("/v1/tested", "GET", 204, 0.2)
     called("tested", "refused", 0.02)
+    dropped("tested")
+    dropped("tested", 3)
     route, operation = {"route": "/v1/tested"}, {"operation": "tested"}
     assert _sample("omniconnect_requests_total", **route, method="GET", status="204") == 1
     assert _sample("omniconnect_request_seconds_bucket", **route, le="0.1") == 0
@@ -175,3 +177,4 @@ def test_requests_and_calls_are_counted_under_their_names() -> None:
     assert _sample("omniconnect_upstream_calls_total", **operation, outcome="refused") == 1
     assert _sample("omniconnect_upstream_seconds_bucket", **operation, le="0.01") == 0
     assert _sample("omniconnect_upstream_seconds_bucket", **operation, le="0.025") == 1
+    assert _sample("omniconnect_upstream_dropped_total", what="tested") == 4

@@ -197,7 +197,7 @@ class Access:
         if credential.startswith(SESSION_TOKEN_PREFIX):
             return await self.session_of(credential)
         if credential.count(".") == _DOTS_OF_A_JWT:
-            users = self._users.get(issuer_of(credential)) if self._users else None
+            users = self._users.get(issuer_of(credential))
             if users is None:
                 raise Unauthenticated
             return UserCaller(await users.subject_of(credential), users.tenant)

@@ -83,7 +83,7 @@ class KeySet:
                 raise UpstreamUnavailable
             self._waiting += 1
             try:
-                with suppress(TimeoutError, ServiceError):
+                with suppress(TimeoutError):
                     async with asyncio.timeout(_WAIT_SECONDS):
                         await asyncio.shield(running)
             finally:

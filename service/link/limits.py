@@ -117,8 +117,7 @@ class Lockout:
         try:
             return await self._spend(self._by_account, account)
         except TooManyAttempts:
-            if address:
-                await self._limits.count(self._by_address, address, how_many=-1)
+            await self._give_back(self._by_address, address)
             raise
 
     async def _spend(self, limit: Limit, who: str) -> int:
@@ -126,7 +125,7 @@ class Lockout:
         if quota.left >= 0:
             return quota.left
         # Tries at the same time, of which one is let in, must not use up the share.
-        await self._limits.count(limit, who, how_many=-1)
+        await self._give_back(limit, who)
         raise TooManyAttempts(
             policy=limit.policy, limit=limit.most, window=limit.window_seconds, retry_after=quota.reset_seconds
         )
@@ -134,16 +133,18 @@ class Lockout:
     async def give_back(self, attempt: str) -> None:
         """Nothing was sent for an attempt that was counted."""
         account, _, address = attempt.partition(" ")
-        await self._limits.count(self._by_account, account, how_many=-1)
-        if address:
-            await self._limits.count(self._by_address, address, how_many=-1)
+        await self._give_back(self._by_account, account)
+        await self._give_back(self._by_address, address)
+
+    async def _give_back(self, limit: Limit, who: str) -> None:
+        if who:
+            await self._limits.count(limit, who, how_many=-1)
 
     async def forget(self, attempt: str) -> None:
         """The password was right."""
         account, _, address = attempt.partition(" ")
         await self._limits.forget(self._by_account, account)
-        if address:
-            await self._limits.count(self._by_address, address, how_many=-1)
+        await self._give_back(self._by_address, address)
 
 
 def _short(text: str) -> str:

@@ -49,8 +49,6 @@ MOST_VALIDATIONS: Final = 20
 _BEGIN_SECONDS: Final = 12.0
 """Longer than the bounded call that starts a job."""
 
-"""While waiting for a notice that may have been lost."""
-
 _POLLER_GRACE_MS: Final = 30_000
 """A validation still pending this long after its deadline has lost its poller for good."""
 

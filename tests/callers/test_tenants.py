@@ -272,14 +272,21 @@ async def test_a_picture_is_found_in_its_own_tenants_list(both: Both) -> None:
     assert without_request_id(nowhere) == without_request_id(unknown)
 
 
-async def test_the_first_tenants_keys_in_redis_keep_their_names(both: Both, valkey: str) -> None:
-    """A deployment that gets a second tenant goes on with the sessions, tokens and links of the first."""
-    await both.south.walk(both.replicas[0]).open()
+async def test_the_first_tenants_keys_in_redis_keep_their_names(
+    both: Both, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deployment that gets a second tenant goes on with the sessions, tokens, links and counters of the first."""
+    monkeypatch.setattr(figures, "DOOR_BY_ADDRESS", Limit("address-named", 60, 60))
+    headers, body = page_headers(origin=both.south.origin), {"clientId": both.south.page}
+    assert (await both.replicas[0].client.post("/v1/sessions", headers=headers, json=body)).status_code == 201
+    for side in (both.south, both.north):
+        await side.walk(both.replicas[0]).open()
     async with Redis.from_url(valkey, decode_responses=True) as store:
         names = {each async for each in store.scan_iter(f"{both.settings.redis_prefix}:*")}
         tenants = {await store.hget(each, "tenant") for each in names if each.count("{s:") and each.endswith("}")}
     prefix = both.settings.redis_prefix
     assert f"{prefix}:{{t:default-9a1d332ebab6}}:token" in names, sorted(names)
+    assert f"{prefix}:{{l:address-named:127.0.0.1}}" in names, sorted(names)
     assert len(tenants) == 2
 
 

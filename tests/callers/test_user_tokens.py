@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from typing_extensions import override
 
+from service.errors import Unauthenticated
 from service.link import identity
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY
@@ -268,6 +269,14 @@ async def test_a_token_with_one_character_changed_opens_nothing(door: Replica, p
         if changed != token:
             answer = await open_as(door, changed)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), changed
+
+
+async def test_a_token_has_at_most_8192_characters() -> None:
+    token = f"e30.{encoded({'iss': ISSUER})}."
+    longest = token + "x" * (8192 - len(token))
+    assert identity.issuer_of(longest) == ISSUER
+    with pytest.raises(Unauthenticated):
+        identity.issuer_of(f"{longest}x")
 
 
 async def test_without_a_provider_no_users_token_is_good(replica: Replica, provider: Provider) -> None:

@@ -86,14 +86,25 @@ async def test_a_session_token_opens_no_sessions_and_makes_no_tokens(shared: Rep
         "x" * 4000,
     ],
 )
-async def test_ids_of_another_form_are_not_found(shared: Replica, vendor: SandboxServer, session_id: str) -> None:
+async def test_ids_of_another_form_are_not_found_and_looked_for_nowhere(
+    shared: Replica, vendor: SandboxServer, monkeypatch: pytest.MonkeyPatch, session_id: str
+) -> None:
     walk = await shared.walk().open()
     vendor.world.calls.clear()
+    sessions, looked_for = shared.app.state.steps.access._sessions, set[str]()
+    read = sessions.read_counted
+
+    async def noted(wanted: str, **rest: Any) -> Any:
+        looked_for.add(wanted)
+        return await read(wanted, **rest)
+
+    monkeypatch.setattr(sessions, "read_counted", noted)
     for path in (f"/v1/sessions/{session_id}", f"{walk.path}/validations/{session_id}"):
         for headers in (walk.headers, walk.server_headers):
             status, body = await _raw_get(shared.url, path, headers)
             assert status in ({403, 404} if "/validations/" in path else {404}), path
             assert body["status"] == "OM400"
+    assert looked_for == {walk.id}
     assert vendor.world.calls.all() == []
 
 

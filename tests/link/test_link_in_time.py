@@ -9,7 +9,7 @@ import pytest
 from typing_extensions import override
 
 from service.clock import SYSTEM_CLOCK, Millis
-from service.errors import AlreadyInProgress, NotFound, SessionExpired, UpstreamBusy, UpstreamTimeout
+from service.errors import AlreadyInProgress, NotFound, SessionExpired, TooManyAttempts, UpstreamBusy, UpstreamTimeout
 from service.link import attach
 from service.link.attempt import Choice
 from service.sandbox.server import SandboxServer
@@ -20,7 +20,7 @@ from service.stores.tokens import UpstreamToken
 from service.upstream.client import TokenRejected
 from service.upstream.transport import TransportLimits
 from service.wiring import Timing
-from tests.conftest import MovableClock, running_replica
+from tests.conftest import LeapingClock, MovableClock, running_replica
 from tests.link.parts import ACCOUNT_ID, Tokens, connected, made_of
 from tests.processes import eventually
 from tests.walk import APS, SRP
@@ -84,6 +84,34 @@ async def test_an_attempt_that_is_forbidden_to_send_is_followed_by_another(valke
         assert linked.accounts == AB.accounts
         assert vendor.calls == 1
         assert len(set(cast("ForbiddenOnce", parts.guards).attempts)) == 2
+        assert (await parts.read("S")).intents == []
+
+
+@pytest.mark.parametrize("why", ["somebody forbade it to send", "its answer came late"])
+async def test_an_attempt_whose_mark_does_not_count_is_followed_by_another(
+    valkey: str, prefix: str, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    clock, vendor, attempts = LeapingClock(), Vendor(), list[str]()
+    async with connected(valkey) as store:
+        parts = made_of(store, prefix, clock, client=vendor)
+        mark = parts.guards.mark_sent
+
+        async def lost_once(attempt: str, account_id: str, accounts: Sequence[str]) -> str:
+            attempts.append(attempt)
+            if len(attempts) > 1:
+                return await mark(attempt, account_id, accounts)
+            if why == "somebody forbade it to send":
+                await parts.guards.look(attempt, account_id, accounts, void=True)
+                return await mark(attempt, account_id, accounts)
+            verdict = await mark(attempt, account_id, accounts)
+            clock.forward(1.5)
+            return verdict
+
+        monkeypatch.setattr(parts.guards, "mark_sent", lost_once)
+        linked = await parts.attach.link(await parts.open("S"), AB)
+        assert linked.accounts == AB.accounts
+        assert vendor.calls == 1
+        assert len(set(attempts)) == 2
         assert (await parts.read("S")).intents == []
 
 
@@ -185,6 +213,20 @@ async def test_what_has_become_of_a_session_meanwhile_is_told(valkey: str, prefi
         for stale, told in ((session, SessionExpired), (replace(session, id="gone"), NotFound)):
             with pytest.raises(told):
                 await parts.attach.link(replace(stale, expires=late), AB)
+
+
+@pytest.mark.parametrize(("left_ms", "told"), [(999_500, 1000), (400, 1)])
+async def test_who_has_given_a_session_too_many_names_is_told_to_wait_for_its_end(
+    valkey: str, prefix: str, clock: MovableClock, monkeypatch: pytest.MonkeyPatch, *, left_ms: int, told: int
+) -> None:
+    monkeypatch.setattr(attach, "MOST_IDEMPOTENCY_KEYS", 0)
+    async with connected(valkey) as store:
+        parts = made_of(store, prefix, clock, client=Vendor())
+        session = await parts.open("S")
+        monkeypatch.setattr(clock, "now", lambda: session.expires - left_ms)
+        with pytest.raises(TooManyAttempts) as refused:
+            await parts.attach.link(session, Choice(["A"], idempotency=("key", "request")))
+        assert refused.value.retry_after == told
 
 
 async def test_a_caller_who_is_sent_away_finds_the_link_later(valkey: str, prefix: str) -> None:

@@ -99,7 +99,11 @@ async def test_an_attempt_that_may_still_run_is_left_alone(parts: Parts) -> None
     assert await _recovered(parts) == ("open", [], ["A"])
 
 
-async def test_an_overdue_attempt_is_forbidden_to_send(parts: Parts) -> None:
+async def test_an_overdue_attempt_is_forbidden_to_send(
+    parts: Parts, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now)  # from the very moment on
     await parts.open("S")
     await _begin(parts, "A", seconds=0)
     await _claim(parts, "A")
@@ -278,6 +282,22 @@ async def test_closing_a_linked_session_leaves_those_alone_who_wait_for_its_link
     await parts.sessions.settle_link("S", intent, "linked", now=parts.clock.now(), link=link)
     assert (await parts.settlement.close(await parts.read("S"))).state == "linked"
     assert await _claim(parts, "B") == "done"
+
+
+async def test_closing_a_linked_session_waits_for_no_resend_that_is_still_under_way(
+    parts: Parts, silent: Parts
+) -> None:
+    await parts.open("S")
+    await _begin(parts, "A")
+    await _send(silent, "A")
+    assert await _recovered(parts) == ("unknown", ["A"], [])
+    await _begin(parts, "B")
+    await _send(parts, "B")
+    await parts.guards.record("A", ACCOUNT_ID, AB, "linked")
+    link = parts.settlement.new_link(await parts.read("S"))
+    intent = _intent("A", AB, parts)
+    await parts.sessions.settle_link("S", intent, "linked", now=parts.clock.now(), link=link)
+    assert (await parts.settlement.close(await parts.read("S"))).state == "linked"
 
 
 async def test_closing_after_the_end_of_its_time_leaves_no_attempt_behind(parts: Parts, clock: MovableClock) -> None:

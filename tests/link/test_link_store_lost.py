@@ -10,7 +10,14 @@ from structlog.testing import capture_logs
 from typing_extensions import override
 
 from service.clock import SYSTEM_CLOCK
-from service.errors import OutcomeUnknown, ServiceError, StoreUnavailable, UpstreamBusy, UpstreamError
+from service.errors import (
+    AlreadyInProgress,
+    OutcomeUnknown,
+    ServiceError,
+    StoreUnavailable,
+    UpstreamBusy,
+    UpstreamError,
+)
 from service.link import settle
 from service.link.attempt import Choice
 from service.stores.connection import Store
@@ -102,6 +109,15 @@ async def test_what_is_lost_before_the_call_leaves_nothing_behind(
     assert (left.state, left.intents) == ("open", [])
     await parts.attach.link(other, Choice(("b",)))
     assert vendor.calls == 1
+
+
+async def test_who_holds_nothing_gives_nothing_back(parts: Parts, store: _LossyStore, vendor: _Vendor) -> None:
+    other = Choice(("b", "c"))
+    await parts.guards.claim("other", ACCOUNT_ID, other.accounts, digest=other.digest, waited_for=None, resend=[])
+    with pytest.raises(AlreadyInProgress):
+        await parts.attach.link(await parts.open("S"), AB)
+    assert "guard_result" not in dict(store.ran)
+    assert vendor.calls == 0
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["command", "reply"])

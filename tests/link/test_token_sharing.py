@@ -489,6 +489,9 @@ async def test_no_more_than_so_many_accounts_that_refuse_are_remembered(
     for number in range(5):
         tokens._remember(str(number))
     assert list(tokens._refusers) == ["2", "3", "4"]
+    for refused_again in ("2", "5"):
+        tokens._remember(refused_again)
+    assert list(tokens._refusers) == ["4", "2", "5"]
 
 
 async def test_redis_cannot_read_it(replica: Replica, upstream: SandboxServer, store: Store) -> None:

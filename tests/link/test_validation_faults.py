@@ -1,9 +1,21 @@
 """Whatever the vendor does, credentials are sent once, and a running validation survives what passes."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from service.errors import (
+    ServiceError,
+    StoreUnavailable,
+    UpstreamCredentialsRejected,
+    UpstreamMalformed,
+    UpstreamUnavailable,
+)
+from service.link import validate
 from service.link.validate import Validations
 from service.sandbox.faults import Kind
 from service.sandbox.server import SandboxServer
@@ -17,6 +29,23 @@ from tests.walk import PASSWORD
 
 MIB = 2**20
 """As much as is read of an answer."""
+
+
+@dataclass
+class Losing:
+    """Loses what is written down of a job that was begun, or could not be."""
+
+    change: Callable[..., Awaitable[bool]]
+    lost: bool = True
+    tries: int = 0
+
+    async def change_validation(
+        self, session_id: str, validation_id: str, changes: dict[str, str], **rest: Any
+    ) -> bool:
+        if self.lost:
+            self.tries += 1
+            raise StoreUnavailable
+        return await self.change(session_id, validation_id, changes, **rest)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +204,71 @@ async def test_what_the_vendor_takes_to_accept_a_job_counts_as_waiting(
     vendor.world.faults.add("jobs", "delay", value=0.2)
     await walk.validate("user_never", wait=25)
     assert waited[0] <= 24.8
+
+
+async def test_a_process_whose_lease_is_over_sends_nothing_and_says_so(
+    replica: Replica, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = await replica.walk().open()
+    monkeypatch.setattr(replica.app.state.steps.validations._watchers, "holds", lambda _: False)
+    answer = (await walk.validate("user_quick")).json()
+    assert (answer["code"], answer["validation"]["state"]) == ("interrupted", "failed")
+    assert upstream.world.calls.all("jobs") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UpstreamCredentialsRejected(), "upstream_credentials_rejected"),
+        (UpstreamMalformed(), "upstream_malformed"),
+        (UpstreamUnavailable(), "utility_unavailable"),
+    ],
+)
+async def test_why_no_token_was_to_be_had_any_more_is_told(
+    replica: Replica, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch, *, error: ServiceError, reason: str
+) -> None:
+    async def without(_: object) -> None:
+        raise error
+
+    walk = await replica.walk().open()
+    await replica.client.get("/v1/providers", headers=walk.headers)
+    monkeypatch.setattr(replica.app.state.steps.validations._tokens, "authorized", without)
+    answer = (await walk.validate("user_quick")).json()
+    assert (answer["validation"]["reason"], answer["validation"]["state"]) == (reason, "failed")
+    assert upstream.world.calls.all("jobs") == []
+
+
+@pytest.fixture
+def losing(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> Losing:
+    """A store that loses what the vendor said of a job."""
+    sessions = replica.app.state.steps.validations._sessions
+    losing = Losing(sessions.change_validation)
+    monkeypatch.setattr(sessions, "change_validation", losing.change_validation)
+    return losing
+
+
+async def test_what_the_vendor_said_is_written_down_once_redis_is_back(
+    replica: Replica, upstream: SandboxServer, losing: Losing
+) -> None:
+    walk = await replica.walk().open()
+    asking = asyncio.create_task(walk.validate("user_quick"))
+    await eventually(lambda: losing.tries)
+    await asyncio.sleep(0.1)
+    losing.lost = False
+    assert (await asking).json()["validation"]["state"] == "succeeded"
+    assert losing.tries <= 2, "it tries again twice a second"
+    assert len(upstream.world.calls.all("jobs")) == 1
+
+
+async def test_what_cannot_be_written_down_for_long_is_given_up_and_logged(
+    replica: Replica, upstream: SandboxServer, losing: Losing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate, "_RECORD_SECONDS", 0.0)
+    upstream.world.faults.add("jobs", "status", value=500)
+    walk = await replica.walk().open()
+    with capture_logs() as logs:
+        await walk.validate("user_quick", wait=None)
+        await eventually(lambda: "validation_not_recorded" in {each["event"] for each in logs})
+    [told] = [each for each in logs if each["event"] == "validation_not_recorded"]
+    assert told["reason"] == "utility_unavailable"
+    assert losing.tries == 1

@@ -5,11 +5,14 @@ import json
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from redis.asyncio import Redis
 
+from service.link import validate
 from service.link.settle import digest_of
 from service.sandbox.server import SandboxServer
 from service.stores.records import Intent
 from tests.conftest import MovableClock, Replica
+from tests.link.waiting import until
 from tests.walk import APS, PASSWORD, PGE, SCE, SRP, Walk, sign_in
 
 KESTREL = "5eedc0de000000000000010b"
@@ -190,6 +193,43 @@ async def test_a_session_has_twenty_validations(shared: Replica) -> None:
     assert refused.headers["RateLimit-Policy"] == f'"validations";q=20;w={left}'
 
 
+@pytest.mark.parametrize(("left_ms", "told"), [(999_500, "1000"), (400, "1")])
+async def test_who_has_had_all_passwords_is_told_to_wait_for_the_sessions_end(
+    replica: Replica, clock: MovableClock, monkeypatch: pytest.MonkeyPatch, left_ms: int, told: str
+) -> None:
+    walk = await replica.walk().open()
+    validations = replica.app.state.steps.validations
+    end = (await validations._sessions.read(walk.id)).expires
+    await validations._tokens.get()
+    monkeypatch.setattr(validate, "MOST_PASSWORDS", 0)
+    monkeypatch.setattr(clock, "now", lambda: end - left_ms)
+    assert (await walk.validate()).headers["Retry-After"] == told
+
+
+async def test_a_validation_that_is_refused_is_nobodys_to_poll(replica: Replica, valkey: str, prefix: str) -> None:
+    walk = await replica.walk().open()
+    assert (await walk.validate(None, provider=PGE, wait=None)).status_code == 202
+    assert (await walk.validate(None, provider=PGE, wait=None)).status_code == 409
+    async with Redis.from_url(valkey) as redis:
+        [holders] = [key async for key in redis.scan_iter(f"{prefix}:{{j:*}}:holders")]
+        assert await redis.hlen(holders) == 1
+
+
+async def test_who_starts_a_validation_does_not_wait_for_ever_for_the_vendor_to_take_it_on(
+    shared: Replica, vendor: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = await shared.walk().open()
+    monkeypatch.setattr(validate, "_BEGIN_SECONDS", 0.05)
+    vendor.world.faults.add("jobs", "delay", value=0.4)
+    validation = (await walk.validate(None, provider=PGE, wait=None)).json()["validation"]
+    assert (validation["state"], "authorizeUrl" in validation) == ("pending", False)
+
+    async def taken_on() -> bool:
+        return "authorizeUrl" in (await walk.validation(validation["id"])).json()["validation"]
+
+    await until(taken_on)
+
+
 @pytest.mark.parametrize("provider", [PGE, KESTREL])
 async def test_oauth_signs_in_at_the_utilitys_page(shared: Replica, vendor: SandboxServer, provider: str) -> None:
     walk = await shared.walk().open()
@@ -258,6 +298,13 @@ async def test_an_unknown_provider_is_not_found(shared: Replica, vendor: Sandbox
     assert vendor.world.calls.all("jobs") == []
 
 
+async def test_a_session_that_is_over_says_so_before_anything_else_is_looked_at(shared: Replica) -> None:
+    walk = await shared.walk().open()
+    await walk.close()
+    for refused in (await walk.validate(provider="0" * 24), await walk.validate(None)):
+        assert (refused.status_code, refused.json()["code"]) == (409, "session_closed")
+
+
 async def test_a_validation_that_is_given_up_stays_so_when_it_succeeds_later(
     shared: Replica, vendor: SandboxServer
 ) -> None:
@@ -314,6 +361,25 @@ async def test_oauth_has_fifteen_minutes(replica: Replica, clock: MovableClock) 
     walk = await replica.walk().open(ttlSeconds=4 * 3600)
     assert await _pending_after(walk, clock, 890, provider=PGE, password=False) == "pending"
     assert await _pending_after(walk, clock, 901, provider=KESTREL, password=False) == "timed_out"
+
+
+@pytest.mark.parametrize(("username", "provider", "seconds"), [("user_never", APS, 180), (None, PGE, 900)])
+async def test_its_time_is_counted_from_its_beginning(
+    replica: Replica,
+    clock: MovableClock,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    username: str | None,
+    provider: str,
+    seconds: int,
+) -> None:
+    walk = await replica.walk().open()
+    now = clock.now()
+    with monkeypatch.context() as still:
+        still.setattr(clock, "now", lambda: now)
+        await walk.validate(username, provider=provider, wait=None)
+    [validation] = (await replica.app.state.steps.validations._sessions.read(walk.id)).validations
+    assert validation.deadline == now + seconds * 1000
 
 
 async def test_no_validation_outlives_its_session(replica: Replica, clock: MovableClock) -> None:

@@ -170,6 +170,20 @@ CHECKS: Final = (
         (_SCOPES,),
     ),
     Check(
+        "who may open and end sessions may not make tokens of them",
+        "service/api/caller.py",
+        "await _identify(request), Scope.SESSIONS_TOKENS)",
+        "await _identify(request), Scope.SESSIONS_WRITE)",
+        (_SCOPES,),
+    ),
+    Check(
+        "what a caller reads is counted within its tenant",
+        _ACCESS,
+        'reader=f"{tenant}:{reader}"',
+        "reader=reader",
+        (f"{_TENANTS}::test_nobody_uses_up_the_reads_of_another_tenants_caller_of_the_same_name",),
+    ),
+    Check(
         "an unknown API key lets nobody in",
         _ACCESS,
         "        if key is None:\n            raise Unauthenticated",
@@ -256,6 +270,13 @@ CHECKS: Final = (
         (_matrix("widget_utility_account"),),
     ),
     Check(
+        "the widget links to its session's account",
+        "service/api/widget.py",
+        "if account_id != session.account_id:",
+        "if False:",
+        (f"{_WIDGET}::test_another_upstream_account_is_404",),
+    ),
+    Check(
         "a page with a session's token needs to be a known page as well",
         "service/api/widget.py",
         "caller = await door.admit(wanted.client_id)",
@@ -299,6 +320,13 @@ CHECKS: Final = (
         )
     ),
     Check(
+        "a stream ends with the token that opened it",
+        "service/link/events.py",
+        "if session is None or session.token_hash != self._token:",
+        "if session is None:",
+        ("tests/events/test_stream.py::test_a_replaced_token_ends_its_streams",),
+    ),
+    Check(
         "only servers make tokens",
         "service/api/sessions.py",
         "session: KeySession",
@@ -311,6 +339,20 @@ CHECKS: Final = (
         "        if not isinstance(caller, KeyCaller):\n            raise Forbidden\n        self._return_urls",
         "        self._return_urls",
         (f"{_HOSTED}::test_only_a_hosts_server_asks_for_a_page",),
+    ),
+    Check(
+        "people are sent to addresses of the settings alone",
+        "service/link/sessions.py",
+        "        self._return_urls.require(page)\n",
+        "",
+        (f"{_HOSTED}::test_people_are_sent_nowhere_else",),
+    ),
+    Check(
+        "a browser's cookie enters for the page itself alone",
+        "service/api/hosted.py",
+        'if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":',
+        "if False:",
+        (f"{_HOSTED}::test_the_cookie_does_nothing_for_a_sibling_site",),
     ),
     Check(
         "only servers say for whom a session is",
@@ -445,6 +487,13 @@ CHECKS: Final = (
         "trusted_hosts=_networks(settings.trusted_proxies)",
         'trusted_hosts="*"',
         ("tests/callers/test_limits.py::test_what_a_stranger_puts_before_the_proxys_word_counts_nothing",),
+    ),
+    Check(
+        "metrics are shown to a listener of their own alone",
+        "service/api/ops.py",
+        "else path != _METRICS",
+        "else True",
+        ("tests/api/test_operations.py::test_operations_have_a_listener_of_their_own",),
     ),
     Check(
         "browsers let the answers be read by registered pages alone",

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import libcst as cst
 from mutmut.mutation.data import LineSpan
 from mutmut.mutation.file_mutation import mutate_file_contents
-from mutmut.mutation.mutators import mutation_operators
+from mutmut.mutation.mutators import mutation_operators, operator_if_exp
 
 from tests.mutants.modules import Module
 
@@ -52,7 +52,7 @@ class Mutant:
         return self.name.rpartition("__mutmut_")[0]
 
 
-def _never_and_always(node: cst.If) -> Iterator[cst.If]:
+def _never_and_always(node: cst.If | cst.IfExp) -> Iterator[cst.If | cst.IfExp]:
     # `bool()` instead of a literal, or the type checker would tell of code that is never reached.
     test = node.test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
     never = cst.Call(cst.Name("bool"))
@@ -66,8 +66,11 @@ def _left_out(node: cst.Expr) -> Iterator[cst.Pass]:
         yield cst.Pass()
 
 
-# Checks that are passed by and calls that are left out: what matters most here, and is none of the tool's own changes.
-cast("list[Any]", mutation_operators).extend([(cst.If, _never_and_always), (cst.Expr, _left_out)])
+# Checks that are passed by and calls that are left out: what matters most here. Of these the tool itself has only
+# conditional expressions, with literals.
+_OPERATORS: Final = cast("list[Any]", mutation_operators)
+_OPERATORS.remove((cst.IfExp, operator_if_exp))
+_OPERATORS.extend([(cst.If, _never_and_always), (cst.IfExp, _never_and_always), (cst.Expr, _left_out)])
 
 
 def copy_of_repository(place: Path) -> None:

@@ -124,12 +124,28 @@ MODULES: Final = (
             f"{_WIDGET}::test_a_widget_that_is_opened_again_still_sends_its_old_token",
         ),
     ),
+    Module("service/link/identity.py", (f"{_LINK}/test_signing_keys.py", "tests/callers/test_user_tokens.py")),
+    Module(
+        "service/link/clients.py",
+        ("tests/callers/test_publishable_clients.py", "tests/callers/test_cors.py"),
+    ),
     Module(
         "service/link/token.py",
         (f"{_LINK}/test_token_life.py", f"{_LINK}/test_token_sharing.py"),
     ),
     Module("service/stores/tokens.py", (f"{_LINK}/test_token_sharing.py",)),
     Module("service/link/refresh.py", (f"{_LINK}/test_token_sharing.py", "tests/faults/test_refresh_strikes.py")),
+    Module(
+        "service/link/validate.py",
+        (
+            f"{_LINK}/test_validation_results.py",
+            f"{_LINK}/test_validation_faults.py",
+            "tests/callers/test_lockout.py",
+            "tests/upstream/test_breaker.py",
+            f"{_LINK}/test_session_life.py",
+            *_OWNERSHIP,
+        ),
+    ),
     Module(
         "service/link/attempt.py",
         (
@@ -179,6 +195,7 @@ MODULES: Final = (
             "tests/callers/test_lockout.py",
             "tests/callers/test_limits.py",
             "tests/callers/test_tenants.py::test_what_one_tenant_has_used_up_the_other_still_has",
+            "tests/callers/test_tenants.py::test_the_first_tenants_keys_in_redis_keep_their_names",
             f"{_HOSTED}::test_opening_pages_is_limited_by_address",
         ),
     ),

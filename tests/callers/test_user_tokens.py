@@ -271,6 +271,11 @@ async def test_a_token_with_one_character_changed_opens_nothing(door: Replica, p
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), changed
 
 
+@pytest.mark.parametrize("subject", ["p", "p" * 255])
+async def test_a_subject_has_between_1_and_255_characters(door: Replica, provider: Provider, subject: str) -> None:
+    assert (await open_as(door, provider.token(subject))).status_code == 201
+
+
 async def test_a_token_has_at_most_8192_characters() -> None:
     token = f"e30.{encoded({'iss': ISSUER})}."
     longest = token + "x" * (8192 - len(token))

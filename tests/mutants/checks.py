@@ -506,7 +506,7 @@ CHECKS: Final = (
 
 
 def run(console: Console, checks: Sequence[Check] = CHECKS) -> bool:
-    """Remove one check after the other; whether each was missed."""
+    """Remove one check after the other; whether each was noticed to be missing."""
     with tempfile.TemporaryDirectory(prefix="checks-") as directory:
         place = Path(directory)
         copy_of_repository(place)
@@ -515,7 +515,7 @@ def run(console: Console, checks: Sequence[Check] = CHECKS) -> bool:
         unmissed = [check for check in checks if not _missed(place, check)]
     for check in unmissed:
         console.print(f"nobody misses: {check.what} ({check.path})", style="red", markup=False)
-    console.print(f"{len(checks)} ownership checks removed, {len(checks) - len(unmissed)} missed by tests")
+    console.print(f"{len(checks)} ownership checks removed, {len(checks) - len(unmissed)} noticed by tests")
     return not unmissed
 
 

@@ -191,7 +191,8 @@ class Watchers:
                 try:
                     await self._renew()
                 except StoreUnavailable:
-                    log.warning("leases_not_renewed", jobs=len(self._running))
+                    if self._running:
+                        log.warning("leases_not_renewed", jobs=len(self._running))
                 await watch.changed(self._cadence.lease / 4)
 
     async def _renew(self, *, most: int = _MOST_TAKEN_AT_ONCE) -> None:

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import pytest
 
+from service.errors import StoreUnavailable
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY, SANDBOX_PUBLISHABLE_CLIENT
 from tests.api.calls import ENDPOINTS
@@ -99,3 +100,30 @@ async def test_what_needs_no_redis_answers_as_ever_and_all_else_says_that_it_can
 
 def test_the_readme_says_so() -> None:
     assert TABLE in (ROOT / "README.md").read_text(encoding="utf-8"), TABLE
+
+
+async def test_leases_that_are_not_renewed_are_logged_and_no_round_of_a_process_that_holds_none(
+    replica: Replica, line: RedisLine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = replica.app.state.steps.validations._watchers._jobs
+    renew, failed = jobs.renew, asyncio.Event()
+
+    async def renew_and_tell(*known: Any, **options: Any) -> Any:
+        try:
+            return await renew(*known, **options)
+        except StoreUnavailable:
+            failed.set()
+            raise
+
+    monkeypatch.setattr(jobs, "renew", renew_and_tell)
+    walk = await replica.walk().open()
+    await line.cut()
+    for _ in range(2):  # when the second one fails, the first one has been logged or not
+        failed.clear()
+        await failed.wait()
+    assert "leases_not_renewed" not in caplog.text
+    await line.heal()
+    assert (await walk.validate("user_never", wait=None)).status_code == 202
+    await line.cut()
+    await until(lambda: '"event":"leases_not_renewed"' in caplog.text)
+    assert '"jobs":1' in caplog.text

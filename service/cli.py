@@ -16,8 +16,6 @@ import typer
 from service import __version__
 from service.link.scopes import Scope
 from service.settings import (
-    KEY_NAME,
-    PREFIX,
     SANDBOX_API_KEY,
     SANDBOX_CLIENT_ID,
     SANDBOX_SECRET,
@@ -25,6 +23,7 @@ from service.settings import (
     SettingsError,
     load_settings,
 )
+from service.tenants import KEY_NAME, PREFIX
 
 __all__ = ["main"]
 

@@ -25,10 +25,11 @@ from service.errors import (
     UpstreamError,
     UpstreamMalformed,
 )
-from service.settings import FIRST_TENANT, PREFIX, Settings, TenantRule, label_of
+from service.settings import Settings
 from service.stores.connection import Store
 from service.stores.embedded import DataDirInUse, EmbeddedStore, EmbeddedStoreError
 from service.stores.locks import Locks
+from service.tenants import FIRST_TENANT, PREFIX, TenantRule, label_of
 from service.tracing import Tracing
 from service.upstream.client import UpstreamClient
 from service.upstream.transport import Transport, TransportLimits

@@ -29,9 +29,10 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from service.protocol import GatheringProtocol
-from service.settings import PREFIX, Settings
+from service.settings import Settings
 from service.stores.embedded import EmbeddedStore, EmbeddedStoreError
 from service.telemetry import configure_logs, log
+from service.tenants import PREFIX
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

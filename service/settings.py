@@ -4,14 +4,12 @@ import base64
 import binascii
 import json
 import os
-import re
 import ssl
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -26,37 +24,30 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.link.returns import is_plain
-from service.link.scopes import ALL_SCOPES, Scope
+from service.addresses import LOOPBACK, WEB_SCHEMES, is_origin, is_url, parts_of
+from service.tenants import (
+    FIRST_TENANT,
+    PREFIX,
+    SANDBOX_API_KEY_SHA256,
+    ClientRule,
+    KeyRule,
+    TenantRule,
+    faults_of,
+    key_rules,
+    named_parts,
+    read_tenants,
+)
 
-__all__ = [
-    "ClientRule",
-    "KeyRule",
-    "ProviderRule",
-    "Settings",
-    "SettingsError",
-    "TenantRule",
-    "label_of",
-    "load_settings",
-]
+__all__ = ["ProviderRule", "Settings", "SettingsError", "load_settings"]
 
-PREFIX: Final = "OMNICONNECT_"
 DEFAULT_UPSTREAM_URL: Final = "https://app.omnimetic.com/api"
 SANDBOX_CLIENT_ID: Final = "sandbox-client-id"
 SANDBOX_SECRET: Final = "sandbox-secret"  # noqa: S105 -- public by design
-_SANDBOX_MARK: Final = "sandbox-"
-"""Begins every client id and secret that is public by design."""
-
 SANDBOX_API_KEY: Final = "sandbox_api_key"
 SANDBOX_PUBLISHABLE_CLIENT: Final = "sandbox-web"
 SANDBOX_ENCRYPTION_KEY: Final = "c2FuZGJveCBvbmx5IC0gbm90IGEgc2VjcmV0ICAgICA="
-SANDBOX_API_KEY_SHA256: Final = "643d842f7d1580d2c5f9c30ca8dae4ae1c99452cfb8684eedcdac9259c7daa19"
 
 _AES_256_BYTES: Final = 32
-_LEAST_SECRET_CHARACTERS: Final = 8
-KEY_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
-FIRST_TENANT: Final = "default"
 _ASYMMETRIC: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"})
 """A shared secret would let whoever checks tokens make them."""
 
@@ -69,18 +60,9 @@ _STORE_OPTIONS: Final = frozenset(
 )
 """What redis-py takes in a URL and this service can stand; with any other it would fail at the first command."""
 
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1"})
 _WIDGET_PORT: Final = 4200
 """Where the vendor's `local` builds expect their server."""
 
-_HOST: Final = re.compile(r"[a-z0-9.-]+")
-_NO_APP_SCHEMES: Final = frozenset(
-    {"about", "blob", "chrome", "data", "feed", "file", "filesystem", "ftp", "http", "intent", "jar", "javascript"}
-    | {"mailto", "resource", "sms", "tel", "vbscript", "view-source", "ws", "wss"}
-)
-"""What a browser itself does something with."""
-
-_WEB_SCHEMES: Final = frozenset({"http", "https"})
 _PROXY_SCHEMES: Final = frozenset({"http", "https", "socks5", "socks5h"})
 
 
@@ -106,55 +88,6 @@ class ProviderRule(BaseModel):
     authorize_url: str | None = None
     client_id: str | None = None
     redirect_uri: str | None = None
-
-
-class ClientRule(BaseModel):
-    """A page that opens sessions by itself."""
-
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
-
-    name: str = ""
-    origins: frozenset[str] = Field(min_length=1)
-    enabled: bool = True
-
-
-class KeyRule(BaseModel):
-    """An API key, as it is stored, and what it may do."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    digest: str
-    scopes: frozenset[Scope] = ALL_SCOPES
-
-
-class TenantRule(BaseModel):
-    """One pair of client id and secret, and those who call on its behalf."""
-
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    client_id: str = Field(min_length=1)
-    secret: SecretStr
-    next_secret: SecretStr | None = None
-    upstream_url: str | None = None  # the deployment's own, unless given
-    credentials_url: str | None = None
-    api_keys: dict[str, KeyRule] = Field(default_factory=dict)
-    clients: dict[str, ClientRule] = Field(default_factory=dict)
-    jwt_issuer: str | None = None
-    jwt_audience: str | None = None
-    jwt_jwks_url: str | None = None
-    return_urls: frozenset[str] = frozenset()
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _read_api_keys(cls, value: object) -> object:
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise ValueError("must be a list of name:sha256hex[:scope+scope]")
-        return _key_rules(value)
-
-    @property
-    def secrets(self) -> list[SecretStr]:
-        """All that the vendor may take."""
-        return [self.secret, *([self.next_secret] if self.next_secret else [])]
 
 
 class Settings(BaseSettings):
@@ -294,14 +227,14 @@ class Settings(BaseSettings):
     def _read_encryption_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return {name: SecretStr(key) for name, key in _pairs(value.split(","), "name:base64")}
+        return {name: SecretStr(key) for name, key in named_parts(value.split(","), "name:base64")}
 
     @field_validator("api_keys", mode="before")
     @classmethod
     def _read_api_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return _key_rules(value.split(","))
+        return key_rules(value.split(","))
 
     @field_validator("jwt_algorithms", "trusted_proxies", "return_urls", "frame_ancestors", mode="before")
     @classmethod
@@ -323,11 +256,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        self._further, faults = _read_tenants(self.tenants_file) if self.tenants_file else ({}, [])
+        self._further, faults = read_tenants(self.tenants_file) if self.tenants_file else ({}, [])
         faults += [*self._store_faults(), *self._address_faults(), *self._caller_faults(), *self._mode_faults()]
-        for name, rule in self.tenants().items():
-            faults += _tenant_faults(label_of(name), rule, sandbox=self.sandbox)
-        faults += _shared_faults(self.tenants())
+        faults += faults_of(self.tenants(), sandbox=self.sandbox)
         if faults:
             raise SettingsError(faults)
         return self
@@ -357,7 +288,7 @@ class Settings(BaseSettings):
             if SANDBOX_API_KEY_SHA256 not in {each.digest for each in api_keys.values()}:
                 api_keys["sandbox"] = KeyRule(digest=SANDBOX_API_KEY_SHA256)
             ports = [port for port in (self.port, _WIDGET_PORT) if port]
-            here = frozenset({f"http://{host}:{port}" for host in _LOOPBACK for port in ports})
+            here = frozenset({f"http://{host}:{port}" for host in LOOPBACK for port in ports})
             clients.setdefault(SANDBOX_PUBLISHABLE_CLIENT, ClientRule(name="Sandbox", origins=here))
         first = TenantRule.model_construct(**{**given, "api_keys": api_keys, "clients": clients})
         address = {"upstream_url": self.upstream_url, "credentials_url": self.credentials_url}
@@ -395,7 +326,7 @@ class Settings(BaseSettings):
             faults.append(f"{PREFIX}METRICS_PORT must be another one than {PREFIX}PORT")
         if self.public_url is not None and not _is_own_url(self.public_url, sandbox=self.sandbox):
             faults.append(f"{PREFIX}PUBLIC_URL must be an https URL without user, query and fragment")
-        if self.upstream_proxy is not None and not _is_url(self.upstream_proxy.get_secret_value(), _PROXY_SCHEMES):
+        if self.upstream_proxy is not None and not is_url(self.upstream_proxy.get_secret_value(), _PROXY_SCHEMES):
             faults.append(f"{PREFIX}UPSTREAM_PROXY must begin with one of {', '.join(sorted(_PROXY_SCHEMES))} and ://")
         if self.upstream_ca_file is not None and not _holds_certificates(self.upstream_ca_file):
             faults.append(f"{PREFIX}UPSTREAM_CA_FILE cannot be read, or holds no PEM certificate")
@@ -409,7 +340,7 @@ class Settings(BaseSettings):
         ]
         if not self.jwt_algorithms <= _ASYMMETRIC:
             faults.append(f"{PREFIX}JWT_ALGORITHMS: only {', '.join(sorted(_ASYMMETRIC))}")
-        if not all(_is_origin(origin) for origin in self.frame_ancestors):
+        if not all(is_origin(origin) for origin in self.frame_ancestors):
             faults.append(f"{PREFIX}FRAME_ANCESTORS: each origin is https://host[:port], or http://localhost[:port]")
         for proxy in self.trusted_proxies:
             try:
@@ -483,141 +414,7 @@ def _in_words(error: ValidationError) -> list[str]:
     return faults
 
 
-# Tenants
-
-
-def label_of(tenant: str) -> Callable[[str], str]:
-    """What a deployer knows a tenant's setting by."""
-    if tenant == FIRST_TENANT:
-        return lambda name: f"{PREFIX}{name.upper()}"
-    return lambda name: f"{PREFIX}TENANTS_FILE: {tenant}: {to_camel(name)}"
-
-
-def _read_tenants(path: Path) -> tuple[dict[str, TenantRule], list[str]]:
-    """The tenants of a file, and what is wrong with it."""
-    setting = f"{PREFIX}TENANTS_FILE"
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
-    except OSError:
-        return {}, [f"{setting} cannot be read"]
-    except (ValueError, RecursionError):
-        return {}, [f"{setting} must hold JSON in which no name comes twice"]
-    if not isinstance(listed, dict):
-        return {}, [f'{setting} must hold {{"name": {{"clientId", "secret"}}}}']
-    tenants, faults = {}, []
-    for name, given in listed.items():
-        if not KEY_NAME.fullmatch(name) or name == FIRST_TENANT:
-            faults.append(f"{setting}: a name is 1 to 64 letters, digits, - or _, and not {FIRST_TENANT}")
-            continue
-        try:
-            tenants[name] = TenantRule.model_validate(given)
-        except ValidationError as error:
-            faults += _tenant_in_words(f"{setting}: {name}", error)
-    return tenants, faults
-
-
-def _tenant_in_words(tenant: str, error: ValidationError) -> list[str]:
-    known = {to_camel(name) for name in TenantRule.model_fields}
-    faults = []
-    for each in error.errors(include_input=False, include_url=False, include_context=False):
-        name = str(each["loc"][0]) if each["loc"] else ""
-        # What is no field may be a value that stands where a name should.
-        place = f"{tenant}: {name}" if name in known else tenant
-        message = "an unknown field" if name and name not in known else each["msg"].removeprefix("Value error, ")
-        faults.append(f"{place} is required" if each["type"] == "missing" else f"{place}: {message}")
-    return faults
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError
-    return dict(pairs)
-
-
-def _tenant_faults(label: Callable[[str], str], rule: TenantRule, *, sandbox: bool) -> list[str]:
-    """What is wrong with one tenant."""
-    faults = _credential_faults(label, rule, sandbox=sandbox)
-    for name, url in (("upstream_url", rule.upstream_url), ("credentials_url", rule.credentials_url)):
-        fault = _upstream_url_fault(url, sandbox=sandbox) if url is not None else None
-        if fault:
-            faults.append(f"{label(name)} {fault}")
-    for client_id, client in rule.clients.items():
-        if not KEY_NAME.fullmatch(client_id):
-            faults.append(f"{label('clients')}: an id is 1 to 64 letters, digits, - or _")
-        if not all(_is_origin(origin) for origin in client.origins):
-            faults.append(f"{label('clients')}: each origin is https://host[:port], or http://localhost[:port]")
-    issuer = (rule.jwt_issuer, rule.jwt_audience, rule.jwt_jwks_url)
-    if any(issuer) and not all(issuer):
-        names = [label(f"jwt_{part}") for part in ("issuer", "audience", "jwks_url")]
-        faults.append(f"{names[0]}, {names[1]} and {names[2]} belong together")
-    if rule.jwt_jwks_url and not sandbox and urlsplit(rule.jwt_jwks_url).scheme != "https":
-        faults.append(f"{label('jwt_jwks_url')} must be https")
-    faults += [f"{label('return_urls')} {fault}" for url in rule.return_urls if (fault := _return_url_fault(url))]
-    return faults
-
-
-def _credential_faults(label: Callable[[str], str], rule: TenantRule, *, sandbox: bool) -> list[str]:
-    """Whether real credentials and the sandbox's stand where they belong."""
-    secrets = [each.get_secret_value() for each in rule.secrets]
-    public = [each.startswith(_SANDBOX_MARK) for each in (rule.client_id, *secrets)]
-    if sandbox:
-        told = f"{PREFIX}SANDBOX takes only the sandbox's own client id and secret, never real ones"
-        return [] if all(public) else [f"{label('client_id')}: {told}"]
-    faults = []
-    if any(public):
-        faults.append(f"{label('client_id')}: the sandbox's client id and secret work only with {PREFIX}SANDBOX=true")
-    if SANDBOX_API_KEY_SHA256 in {each.digest for each in rule.api_keys.values()}:
-        faults.append(f"{label('api_keys')}: the sandbox's API key works only with {PREFIX}SANDBOX=true")
-    for name, secret in zip(("secret", "next_secret"), secrets, strict=False):
-        if len(secret) < _LEAST_SECRET_CHARACTERS:
-            faults.append(f"{label(name)} is too short to be one")
-    return faults
-
-
-def _shared_faults(tenants: Mapping[str, TenantRule]) -> list[str]:
-    """What decides for whom a caller acts may not be two tenants', nor one key stand there with two sets of scopes."""
-    identities: list[tuple[str, str, str]] = []
-    for tenant, rule in tenants.items():
-        identities.append((tenant, "client_id", rule.client_id))
-        identities += [(tenant, "api_keys", each.digest) for each in rule.api_keys.values()]
-        identities += [(tenant, "clients", each) for each in rule.clients]
-        identities += [(tenant, "jwt_issuer", rule.jwt_issuer)] if rule.jwt_issuer else []
-    seen = Counter((kind, value) for _, kind, value in identities)
-    return [
-        f"{label_of(tenant)(kind)}: one of them stands elsewhere, too; it can be only one's"
-        for tenant, kind in dict.fromkeys((tenant, kind) for tenant, kind, value in identities if seen[kind, value] > 1)
-    ]
-
-
 # Addresses
-
-
-def _parts(url: str) -> SplitResult | None:
-    """A URL in parts; None if it is none. The exceptions of `urlsplit` quote it."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return None
-    return parts
-
-
-def _is_url(url: str, schemes: frozenset[str]) -> bool:
-    parts = _parts(url)
-    return parts is not None and bool(parts.hostname) and parts.scheme in schemes
-
-
-def _upstream_url_fault(url: str, *, sandbox: bool) -> str | None:
-    parts = _parts(url)
-    if parts is None or not _is_url(url, _WEB_SCHEMES) or parts.query or parts.fragment:
-        return "must be an http(s) URL without query"
-    if parts.username or parts.password:
-        return "must not hold credentials"
-    if not sandbox and parts.scheme != "https":
-        return "must be https"
-    if sandbox and (parts.scheme == "https" or "omnimetic" in (parts.hostname or "")):
-        return f"looks real; with {PREFIX}SANDBOX it must be the sandbox's, over http"
-    return None
 
 
 def _holds_certificates(path: Path) -> bool:
@@ -638,7 +435,7 @@ def _store_url_fault(url: str) -> str | None:
         hosts = [f"redis://{login}@{each}" for each in places.split(",")]
         if not rest.partition("/")[2]:
             return "must name the master after the sentinels: redis+sentinel://host:port,host:port/master"
-    parts = [_parts(each) for each in hosts]
+    parts = [parts_of(each) for each in hosts]
     if any(each is None for each in parts):
         return "is not a URL"
     if scheme == "unix":
@@ -652,62 +449,7 @@ def _store_url_fault(url: str) -> str | None:
 
 
 def _is_own_url(url: str, *, sandbox: bool) -> bool:
-    parts = _parts(url)
-    if parts is None or not _is_url(url, _WEB_SCHEMES) or parts.query or parts.fragment or parts.username is not None:
+    parts = parts_of(url)
+    if parts is None or not is_url(url, WEB_SCHEMES) or parts.query or parts.fragment or parts.username is not None:
         return False
-    return sandbox or parts.scheme == "https" or parts.hostname in _LOOPBACK
-
-
-def _return_url_fault(url: str) -> str | None:
-    parts = _parts(url)
-    if parts is None or not is_plain(url):
-        return "must hold URLs, with unusual characters percent-encoded"
-    if parts.query or parts.fragment or parts.username is not None:
-        return "must hold URLs without user, query and fragment"
-    if parts.scheme == "https":
-        return None if parts.hostname else "must hold URLs with a host"
-    if parts.scheme == "http" and parts.hostname in _LOOPBACK:
-        return None
-    if parts.scheme in _NO_APP_SCHEMES:
-        return "must hold https URLs, or those of an app's own scheme"
-    return None
-
-
-def _is_origin(text: str) -> bool:
-    """RFC 6454, section 6.2, as browsers send it: no path, no user, lower case."""
-    try:
-        parts = urlsplit(text)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return False
-    fits = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
-    return (
-        fits
-        and _HOST.fullmatch(parts.hostname or "") is not None
-        and text == f"{parts.scheme}://{parts.hostname}{port}"
-    )
-
-
-def _key_rules(parts: Iterable[str]) -> dict[str, KeyRule]:
-    rules = {}
-    for name, rest in _pairs(parts, "name:sha256hex[:scope+scope]"):
-        digest, colon, scopes = rest.partition(":")
-        if not _SHA256.fullmatch(digest):
-            raise ValueError("each key is stored as the SHA-256 of it, 64 hex digits; `omniconnect-bff keys new`")
-        named = frozenset(scopes.split("+")) if colon else ALL_SCOPES
-        if not named <= ALL_SCOPES:
-            raise ValueError(f"scopes are {', '.join(sorted(ALL_SCOPES))}, joined by +; a key without any has all")
-        rules[name] = KeyRule(digest=digest, scopes=frozenset(Scope(each) for each in named))
-    return rules
-
-
-def _pairs(parts: Iterable[str], form: str) -> list[tuple[str, str]]:
-    pairs = []
-    for part in parts:
-        name, colon, rest = part.strip().partition(":")
-        if not colon or not KEY_NAME.fullmatch(name) or not rest:
-            raise ValueError(f"each part must be {form}")
-        pairs.append((name, rest))
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError("each name may appear once")
-    return pairs
+    return sandbox or parts.scheme == "https" or parts.hostname in LOOPBACK

@@ -34,7 +34,7 @@ from service.link.tasks import Tasks
 from service.link.token import TokenSource
 from service.link.validate import TimeLimits, Validations
 from service.link.watch import Cadence, Watchers
-from service.settings import FIRST_TENANT, Settings, TenantRule
+from service.settings import Settings
 from service.stores.connection import Store
 from service.stores.durations import DurationStore
 from service.stores.guards import GuardStore
@@ -47,6 +47,7 @@ from service.stores.sealing import KeyRing
 from service.stores.sessions import SessionStore
 from service.stores.tokens import TokenStore
 from service.telemetry import TASKS, log
+from service.tenants import FIRST_TENANT, TenantRule
 from service.tracing import Tracing
 from service.upstream.client import UpstreamClient
 from service.upstream.companies import KNOWN_COMPANIES, CompanyRule, CompanyTable

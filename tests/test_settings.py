@@ -13,7 +13,6 @@ from pydantic import SecretStr
 
 from service.settings import (
     DEFAULT_UPSTREAM_URL,
-    SANDBOX_API_KEY_SHA256,
     SANDBOX_CLIENT_ID,
     SANDBOX_ENCRYPTION_KEY,
     SANDBOX_SECRET,
@@ -21,6 +20,7 @@ from service.settings import (
     SettingsError,
     load_settings,
 )
+from service.tenants import SANDBOX_API_KEY_SHA256
 
 KEY = base64.b64encode(b"k" * 32).decode()
 REAL = {"CLIENT_ID": "5f0c1d2e3a", "SECRET": "a-real-secret-of-theirs"}

@@ -7,7 +7,8 @@ from playwright.async_api import BrowserContext, Page, expect
 
 from service.sandbox.people import PEOPLE, Person
 from service.sandbox.server import SandboxServer
-from service.settings import ClientRule, Settings
+from service.settings import Settings
+from service.tenants import ClientRule
 from tests.browser.conftest import let_in
 from tests.browser.host import Host, in_token_mode
 from tests.conftest import Replica, running_replica

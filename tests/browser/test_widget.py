@@ -10,7 +10,8 @@ import pytest
 from playwright.async_api import BrowserContext, Page, Request, Route, expect
 
 from service.sandbox.server import SandboxServer
-from service.settings import SANDBOX_SECRET, ClientRule
+from service.settings import SANDBOX_SECRET
+from service.tenants import ClientRule
 from tests.conftest import Replica, make_settings, running_replica
 from tests.walk import PASSWORD
 

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import httpx
 
-from service.settings import ClientRule
+from service.tenants import ClientRule
 from tests.conftest import Replica
 
 __all__ = ["CLIENTS", "HOST", "OTHER_HOST", "PAGE", "open_by_page", "page_headers", "without_request_id"]

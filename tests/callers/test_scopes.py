@@ -7,7 +7,7 @@ import pytest
 
 from service.link.scopes import Scope
 from service.sandbox.server import SandboxServer
-from service.settings import KeyRule
+from service.tenants import KeyRule
 from tests.api.calls import ENDPOINTS, Endpoint
 from tests.callers.pages import without_request_id
 from tests.callers.sides import digest_of

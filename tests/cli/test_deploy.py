@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from service.settings import PREFIX, Settings
+from service.settings import Settings
+from service.tenants import PREFIX
 from tests.cli.conftest import ROOT
 
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ import pytest
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from service.settings import PREFIX, Settings
+from service.settings import Settings
+from service.tenants import PREFIX
 from tests.cli.conftest import ROOT, environment
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

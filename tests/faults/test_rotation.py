@@ -19,7 +19,8 @@ from typing_extensions import override
 
 from service.sandbox.server import SandboxServer
 from service.sandbox.world import SECRET
-from service.settings import KeyRule, Settings
+from service.settings import Settings
+from service.tenants import KeyRule
 from tests.callers.provider import AUDIENCE, ISSUER, Provider, new_ec, running_provider
 from tests.callers.sides import digest_of
 from tests.callers.test_user_tokens import FastClock

@@ -161,7 +161,7 @@ def doctor(*, as_json: Json = False) -> None:
         if not as_json:
             color = {"ok": "green", "warn": "yellow", "fail": "red"}[finding.result]
             to_do = f"; {finding.to_do}" if finding.to_do else ""
-            typer.echo(f"{typer.style(f'{finding.result:4}', fg=color)}  {finding.check:12}  {finding.told}{to_do}")
+            typer.echo(f"{typer.style(f'{finding.result:4}', fg=color)}  {finding.check:14}  {finding.told}{to_do}")
 
     try:
         settings = load_settings()

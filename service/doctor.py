@@ -2,21 +2,20 @@
 
 import asyncio
 import logging
+import re
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
 from pyreqwest.exceptions import PyreqwestError
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from service.errors import (
     ServiceError,
@@ -80,7 +79,8 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             yield finding
     if settings.trace_share:
         yield await _traces(settings)
-    yield await _port(settings)
+    async for finding in _entrances(settings):
+        yield finding
 
 
 def _check(check: str, tenant: str) -> str:
@@ -117,8 +117,8 @@ def _embedded(settings: Settings) -> Finding:
 
 
 async def _redis(settings: Settings, url: SecretStr) -> AsyncIterator[Finding]:
-    store = Store(url, command_seconds=settings.redis_timeout)
-    async with store:
+    servers: Sequence[Mapping[str, Any]] = ()
+    async with Store(url, command_seconds=settings.redis_timeout) as store:
         try:
             seconds = await _latency(store)
             async with Locks(store=store, channel=f"{settings.redis_prefix}:doctor").held(
@@ -130,12 +130,17 @@ async def _redis(settings: Settings, url: SecretStr) -> AsyncIterator[Finding]:
             to_do = f"check {PREFIX}REDIS_URL, its password and rights (scripts, publish), and the network"
             yield Finding("redis", "fail", f"it does not do what is asked ({cause}: {error.__cause__})", to_do)
             return
+        with suppress(StoreUnavailable):
+            servers = await store.servers()
     told = f"answers in {seconds * 1000:.1f} ms, takes scripts"
     if seconds > min(_SLOW_STORE_SECONDS, settings.redis_timeout / 2):
         yield Finding("redis", "warn", told, f"move it closer, or raise {PREFIX}REDIS_TIMEOUT")
     else:
         yield Finding("redis", "ok", told)
-    for finding in await _redis_server(settings, url.get_secret_value()):
+    if not servers:
+        yield Finding("redis server", "warn", "INFO is not allowed, so its settings were not read")
+        return
+    for finding in _judged(servers, replicas=settings.replicas):
         yield finding
 
 
@@ -149,36 +154,41 @@ async def _latency(store: Store) -> float:
     return best
 
 
-async def _redis_server(settings: Settings, url: str) -> list[Finding]:
-    parts = urlsplit(url)
-    if parts.scheme.endswith("+sentinel"):
-        to_do = "see to `maxmemory-policy noeviction` and persistence on each server"
-        return [Finding("redis server", "warn", "behind Sentinel; its own settings were not read", to_do)]
-    plain = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix("+cluster")))
-    seconds = settings.redis_timeout
-    info: dict[str, Any] = {}
-    with suppress(RedisError, OSError):
-        async with Redis.from_url(plain, socket_timeout=seconds, socket_connect_timeout=seconds) as client:
-            info = await client.info()
-    if not info:
-        return [Finding("redis server", "warn", "INFO is not allowed, so its settings were not read")]
-    return list(_judged(info))
-
-
-def _judged(info: dict[str, Any]) -> Iterator[Finding]:
-    name = "Valkey" if "valkey_version" in info else "Redis"
-    yield Finding("redis server", "ok", f"{name} {info.get('valkey_version', info.get('redis_version', '?'))}")
-    policy = info.get("maxmemory_policy")
-    if policy == "noeviction":
+def _judged(servers: Sequence[Mapping[str, Any]], *, replicas: int) -> Iterator[Finding]:
+    """What servers tell of themselves; in a Cluster the weakest counts."""
+    first = servers[0]
+    name = "Valkey" if "valkey_version" in first else "Redis"
+    yield Finding("redis server", "ok", f"{name} {first.get('valkey_version', first.get('redis_version', '?'))}")
+    policies = {each["maxmemory_policy"] for each in servers if "maxmemory_policy" in each}
+    if policies == {"noeviction"}:
         yield Finding("redis memory", "ok", "maxmemory-policy is noeviction")
-    elif policy is not None:
-        told = f"maxmemory-policy is {policy}: what was linked could be forgotten"
+    elif policies:
+        told = f"maxmemory-policy is {', '.join(sorted(policies - {'noeviction'}))}: what was linked could be forgotten"
         yield Finding("redis memory", "fail", told, "set `maxmemory-policy noeviction`")
-    if info.get("aof_enabled") == 1:
+    if all(each.get("aof_enabled") == 1 for each in servers):
         yield Finding("redis data", "ok", "survives a restart (append-only file)")
     else:
         to_do = "set `appendonly yes`, else a crash can lose the outcome of links"
         yield Finding("redis data", "warn", "the append-only file is off", to_do)
+    yield _replicated(min(map(_followers, servers)), replicas)
+
+
+def _followers(server: Mapping[str, Any]) -> int:
+    """How many replicas get what is written there."""
+    states = [each["state"] for name, each in server.items() if re.fullmatch(r"slave\d+", name)]
+    return states.count("online")
+
+
+def _replicated(following: int, needed: int) -> Finding:
+    check, setting = "redis replicas", f"{PREFIX}REDIS_REPLICAS"
+    told = f"{following} {'follows' if following == 1 else 'follow'}, and links wait for {needed or 'none'}"
+    if following < needed:
+        return Finding(check, "fail", f"{told}: none can be made", f"start more, or lower {setting}")
+    if following and not needed:
+        return Finding(check, "warn", f"{told}: a lost server takes results along", f"set {setting}=1")
+    if following and following == needed:
+        return Finding(check, "warn", f"{told}: none may be lost", "start one more")
+    return Finding(check, "ok", told)
 
 
 # The vendor
@@ -298,18 +308,35 @@ async def _traces(settings: Settings) -> Finding:
 # This machine
 
 
-async def _port(settings: Settings) -> Finding:
-    where = f"{settings.host}:{settings.port}"
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as listener:
+async def _entrances(settings: Settings) -> AsyncIterator[Finding]:
+    if settings.public_url is not None and settings.public_url.startswith("https://"):
+        yield _proxies(settings)
+    yield await _port("port", settings.host, settings.port)
+    if settings.metrics_port is not None:
+        yield await _port("metrics port", settings.metrics_host, settings.metrics_port, settings=f"{PREFIX}METRICS_")
+
+
+def _proxies(settings: Settings) -> Finding:
+    """Whoever is reached over https stands behind a proxy: this service speaks HTTP."""
+    check = "callers' addresses"
+    if settings.trusted_proxies:
+        return Finding(check, "ok", f"believed from {', '.join(sorted(settings.trusted_proxies))}")
+    told = "all callers have the proxy's, so that limits for one address are shared by everybody"
+    return Finding(check, "warn", told, f"name the proxy in {PREFIX}TRUSTED_PROXIES")
+
+
+async def _port(check: str, host: str, port: int, *, settings: str = PREFIX) -> Finding:
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((settings.host, settings.port))
+            listener.bind((host, port))
         except OSError as error:
             reason = error.strerror
         else:
-            return Finding("port", "ok", f"{where} is free")
+            return Finding(check, "ok", f"{where} is free")
     with suppress(httpx.TransportError, ValueError, KeyError, TypeError):
         async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
             status = (await client.get(f"http://{where}/readyz")).json()["status"]
-            return Finding("port", "ok", f"{where}: this service runs there, {status}")
-    return Finding("port", "fail", f"cannot listen on {where}: {reason}", f"set {PREFIX}PORT and {PREFIX}HOST")
+            return Finding(check, "ok", f"{where}: this service runs there, {status}")
+    return Finding(check, "fail", f"cannot listen on {where}: {reason}", f"set {settings}PORT and {settings}HOST")

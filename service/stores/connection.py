@@ -190,6 +190,23 @@ class Store:
         """
         await self._command("PING")
 
+    async def servers(self) -> Sequence[dict[str, Any]]:
+        """What `INFO` tells of the server, or of each master of a Cluster.
+
+        Raises:
+            StoreUnavailable: As `run`.
+        """
+        try:
+            return await self._attempted(self._servers)
+        except _STORE_ERRORS as error:
+            raise StoreUnavailable from error
+
+    async def _servers(self) -> Sequence[dict[str, Any]]:
+        if isinstance(self._client, RedisCluster):
+            await self._client.initialize()
+            return [await node.execute_command("INFO") for node in self._client.get_primaries()]
+        return [await self._client.info()]
+
     def pubsub(self) -> PubSub:
         """A subscription with a connection of its own."""
         return self._client.pubsub()

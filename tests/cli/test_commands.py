@@ -54,5 +54,30 @@ def test_half_a_minute_of_skew_is_told(date: str | None, result: str) -> None:
 
 
 def test_a_store_that_may_forget_is_a_fault() -> None:
-    found = {each.check: each.result for each in doctor._judged({"maxmemory_policy": "allkeys-lru", "aof_enabled": 1})}
-    assert found == {"redis server": "ok", "redis memory": "fail", "redis data": "ok"}
+    sound = {"maxmemory_policy": "noeviction", "aof_enabled": 1}
+    for broken, check, result in (("maxmemory_policy", "redis memory", "fail"), ("aof_enabled", "redis data", "warn")):
+        servers = [sound, sound | {broken: "allkeys-lru"}]
+        found = {each.check: each.result for each in doctor._judged(servers, replicas=0)}
+        assert found == dict.fromkeys(("redis server", "redis memory", "redis data", "redis replicas"), "ok") | {
+            check: result
+        }
+
+
+@pytest.mark.parametrize(
+    ("needed", "states", "result"),
+    [
+        (0, [], "ok"),
+        (0, ["online"], "warn"),  # results are lost with the server
+        (1, [], "fail"),  # no link is made
+        (1, ["wait_bgsave"], "fail"),
+        (1, ["online"], "warn"),  # none is made once it is lost
+        (1, ["online", "online"], "ok"),
+        (2, ["online", "wait_bgsave"], "fail"),
+    ],
+)
+def test_as_many_replicas_as_links_wait_for_and_one_more(needed: int, states: list[str], result: str) -> None:
+    followed = {f"slave{number}": {"state": state} for number, state in enumerate(states)}
+    plenty = {f"slave{number}": {"state": "online"} for number in range(3)} if followed else {}
+    for servers in ([followed], [followed, plenty]):
+        found = {each.check: each.result for each in doctor._judged(servers, replicas=needed)}
+        assert found["redis replicas"] == result

@@ -21,6 +21,7 @@ __all__ = [
     "Node",
     "answers",
     "ask",
+    "cluster",
     "cluster_of_shards",
     "free_port",
     "happens",
@@ -176,6 +177,19 @@ async def sentinel_with_replicas(home: Path, *, replicas: int = 2) -> AsyncItera
 
         await happens(knows_all)
         yield Fleet(f"redis+sentinel://127.0.0.1:{port}/main", [[master, *others]])
+
+
+@asynccontextmanager
+async def cluster(home: Path) -> AsyncIterator[str]:
+    """URL of a Cluster of one node, which has all slots."""
+    async with _node(home, "--cluster-enabled", "yes") as node:
+        await ask(node.redis, "CLUSTER ADDSLOTSRANGE", 0, 16383)
+
+        async def is_whole() -> bool:
+            return bool((await ask(node.redis, "CLUSTER INFO")).get("cluster_state") == "ok")
+
+        await happens(is_whole)
+        yield f"redis+cluster://127.0.0.1:{node.port}"
 
 
 @asynccontextmanager

@@ -16,24 +16,7 @@ from service.stores.connection import Store
 from service.stores.locks import Locks
 from service.stores.notices import Notices
 from tests.conftest import make_settings, running_replica
-from tests.faults.servers import START_SECONDS, answers, ask, free_port, happens, running
-
-
-@asynccontextmanager
-async def cluster(tmp_path: Path) -> AsyncIterator[str]:
-    """One node that has all slots."""
-    port = free_port()
-    options = ("--port", str(port), "--bind", "127.0.0.1", "--cluster-enabled", "yes", "--save", "")
-    with running(tmp_path, *options):
-        async with Redis(port=port) as node:
-            await answers(node)
-            await ask(node, "CLUSTER ADDSLOTSRANGE", 0, 16383)
-
-            async def is_whole() -> bool:
-                return bool((await ask(node, "CLUSTER INFO")).get("cluster_state") == "ok")
-
-            await happens(is_whole)
-            yield f"redis+cluster://127.0.0.1:{port}"
+from tests.faults.servers import START_SECONDS, answers, cluster, free_port, running
 
 
 @asynccontextmanager

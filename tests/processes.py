@@ -6,6 +6,7 @@ They are forked from a process that has imported the service and done nothing el
 import asyncio
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -69,6 +70,14 @@ class ServiceProcess:
     def terminate(self) -> None:
         """Ask it to stop."""
         self._process.terminate()
+
+    def stand_still(self) -> None:
+        """Stop it where it is; its connections stay."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let one that stands still go on."""
+        os.kill(self.pid, signal.SIGCONT)
 
 
 @asynccontextmanager

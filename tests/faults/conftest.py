@@ -10,10 +10,14 @@ from service.link import refresh
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
 from tests.conftest import MovableClock, Replica, make_settings, running_replica
+from tests.faults.flows import FULL
 from tests.faults.victims import LEASE_SECONDS, TIMING
 from tests.shared import lasting, shared, vendor
 
-__all__ = ["lasting", "redis", "shared", "struck", "survivor", "vendor"]
+__all__ = ["collect_ignore", "lasting", "redis", "shared", "struck", "survivor", "vendor"]
+
+collect_ignore = [] if FULL else ["test_standstill.py"]
+"""It takes minutes, since its leases are real; the strikes try the same with short ones."""
 
 
 @pytest.fixture

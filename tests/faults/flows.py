@@ -12,12 +12,14 @@ from service.settings import Settings
 from tests.conftest import Replica
 from tests.faults.victims import Point, Victim, victim
 
-__all__ = ["CHANCY", "chosen", "forget_shared", "link_points", "sent", "validation_points"]
+__all__ = ["CHANCY", "FULL", "chosen", "forget_shared", "link_points", "sent", "validation_points"]
 
 CHANCY: Final = "HGETALL s"
 """Reading the session: how often depends on when notices come."""
 
-_ALL: Final = os.environ.get("FAULT_POINTS") == "all"
+FULL: Final = os.environ.get("FAULT_POINTS") == "all"
+"""All points, real leases, and more of everything that is killed."""
+
 _OTHERS: Final = 1
 
 
@@ -59,7 +61,7 @@ async def forget_shared(redis: Redis, settings: Settings) -> None:
 def chosen(points: Sequence[Point], telling: Sequence[Point]) -> Sequence[Point]:
     """The telling points, and one by chance; all of them with `FAULT_POINTS=all`."""
     assert set(telling) <= set(points), points
-    if _ALL:
+    if FULL:
         return points
     others = [each for each in points if each not in telling and each.operation != CHANCY]
     return [*telling, *random.Random(len(points)).sample(others, _OTHERS)]  # noqa: S311 -- chooses what is tested

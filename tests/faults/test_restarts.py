@@ -1,7 +1,6 @@
 """Processes are replaced while people are in the middle of something: nobody notices, and nothing is done twice."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -16,12 +15,11 @@ from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY
 from tests.conftest import make_settings, running_replica
 from tests.events.sse import listening
-from tests.faults.flows import sent
+from tests.faults.flows import FULL, sent
 from tests.plain import NO_TLS
 from tests.processes import ServiceProcess, eventually, serving
 from tests.walk import SRP, Walk
 
-FULL: Final = os.environ.get("FAULT_POINTS") == "all"
 REPLICAS: Final = 3 if FULL else 2
 RESTARTS: Final = 15 if FULL else REPLICAS
 LOOK_SECONDS: Final = 0.05

@@ -245,7 +245,10 @@ async def test_what_one_tenant_has_used_up_the_other_still_has(
 
 async def test_a_vendor_that_refuses_one_tenant_refuses_no_other(both: Both) -> None:
     replica, world = both.replicas[0], both.north.vendor.world
-    walk = await both.north.walk(replica).open()
+    walk = both.north.walk(replica)
+    await walk.ready(
+        "user_good"
+    )  # a token that no call could use, and then the secret, would be refused twice in a row
     world.tokens.revoke_all()
     world.secrets = frozenset({"sandbox-another"})
     try:

@@ -35,6 +35,7 @@ __all__ = [
     "UpstreamBusy",
     "UpstreamCredentialsRejected",
     "UpstreamError",
+    "UpstreamLate",
     "UpstreamMalformed",
     "UpstreamShut",
     "UpstreamTimeout",
@@ -300,7 +301,7 @@ class Overloaded(ServiceError):
     fault = Fault.SERVER
     message = "Too many requests are under way"
     retryable = True
-    retry_after = 1
+    retry_after: int | None = 1
 
 
 class UpstreamBusy(Overloaded):
@@ -327,6 +328,17 @@ class UpstreamTimeout(ServiceError):
     fault = Fault.SERVER
     message = "The upstream took too long"
     retryable = True
+
+
+class UpstreamLate(UpstreamBusy):
+    """What came before this call took too long, and nobody waits for it any more: nothing of it was sent.
+
+    To the caller it is the same as `UpstreamTimeout`; not so to what decides whether a call may have taken effect.
+    """
+
+    code = UpstreamTimeout.code
+    message = UpstreamTimeout.message
+    retry_after = None
 
 
 class StoreUnavailable(ServiceError):

@@ -42,6 +42,7 @@ HTTP_STATUS: Final[Mapping[type[ServiceError], int]] = {
     errors.UpstreamShut: 503,
     errors.UpstreamUnavailable: 503,
     errors.OutcomeUnknown: 504,
+    errors.UpstreamLate: 504,
     errors.UpstreamTimeout: 504,
 }
 

@@ -1,8 +1,8 @@
 """One method per vendor call. Facts and their sources: `README.md` beside this file."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
 from http import HTTPStatus
 from typing import Final, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from service.errors import (
     UpstreamBusy,
     UpstreamCredentialsRejected,
     UpstreamError,
+    UpstreamLate,
     UpstreamMalformed,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -66,6 +67,9 @@ class UpstreamClient:
     fails, `UpstreamBusy` when nothing was sent for want of a connection or since the vendor is left alone, and
     `TokenRejected` when a bearer token is not taken (any more).
 
+    With `give_up`, a moment of the monotonic clock, nobody waits any longer than that: a read ends then, and a call
+    that acts is not begun any more, but never cut. What is not begun for this reason raises `UpstreamLate`.
+
     Attributes:
         reachable: Whether the last call had an answer; None before the first.
     """
@@ -95,7 +99,7 @@ class UpstreamClient:
         self._retries = Retries(clock=clock)
         self.reachable: bool | None = None
 
-    async def fetch_token(self) -> wire.FetchedToken:
+    async def fetch_token(self, give_up: float = math.inf) -> wire.FetchedToken:
         """Step 1, with the secret that was accepted last, and with the other one if the vendor answers 401 to it.
 
         Raises:
@@ -104,7 +108,7 @@ class UpstreamClient:
         for which in tuple(self._secrets):
             name, secret = which
             try:
-                fetched = await self._fetch_token_with(secret)
+                fetched = await self._fetch_token_with(secret, give_up)
             except UpstreamCredentialsRejected:
                 continue
             if which != self._secrets[0]:
@@ -113,7 +117,7 @@ class UpstreamClient:
             return fetched
         raise UpstreamCredentialsRejected
 
-    async def _fetch_token_with(self, secret: SecretStr) -> wire.FetchedToken:
+    async def _fetch_token_with(self, secret: SecretStr, give_up: float) -> wire.FetchedToken:
         body = {"clientId": self._client_id, "secret": secret.get_secret_value(), "name": _TOKEN_BODY_NAME}
 
         def read(answer: Answer) -> wire.FetchedToken:
@@ -122,12 +126,15 @@ class UpstreamClient:
             return wire.parse_token(_body(answer, HTTPStatus.OK))
 
         return await self._call(
-            self._limiter("token"), lambda: self._transport.act(f"{self._base}/access-token", body=body), read
+            self._limiter("token"),
+            lambda: self._transport.act(f"{self._base}/access-token", body=body),
+            read,
+            give_up=give_up,
         )
 
-    async def list_companies(self, token: SecretStr) -> list[wire.Company]:
+    async def list_companies(self, token: SecretStr, give_up: float = math.inf) -> list[wire.Company]:
         """Step 2a."""
-        return await self._get("companies", "/utility-companies", token, wire.parse_companies)
+        return await self._get("companies", "/utility-companies", token, wire.parse_companies, give_up)
 
     def check_jobs(self, company_id: str) -> None:
         """Whether a credential validation could be started now.
@@ -138,7 +145,14 @@ class UpstreamClient:
         self._limiter("create_job", company_id).check()
 
     async def create_job(
-        self, token: SecretStr, *, company_id: str, job_type: str | None, username: SecretStr, password: SecretStr
+        self,
+        token: SecretStr,
+        *,
+        company_id: str,
+        job_type: str | None,
+        username: SecretStr,
+        password: SecretStr,
+        give_up: float = math.inf,
     ) -> str:
         """Step 2b: start a credential validation; returns the job id. Sent once, whatever happens."""
         body = {
@@ -153,25 +167,30 @@ class UpstreamClient:
             self._limiter("create_job", company_id),
             lambda: self._transport.act(url, body=body, token=token, headers=headers, lane="jobs"),
             lambda answer: wire.parse_job_id(_body(answer, HTTPStatus.CREATED)),
+            give_up=give_up,
         )
 
-    async def read_job(self, token: SecretStr, job_id: str) -> wire.JobAnswer:
+    async def read_job(self, token: SecretStr, job_id: str, give_up: float = math.inf) -> wire.JobAnswer:
         """How a job stands."""
-        return await self._get("read_job", f"/jobs/{job_id}", token, wire.parse_job)
+        return await self._get("read_job", f"/jobs/{job_id}", token, wire.parse_job, give_up)
 
-    async def read_utility_account(self, token: SecretStr, account_id: str) -> wire.UtilityAccount:
+    async def read_utility_account(
+        self, token: SecretStr, account_id: str, give_up: float = math.inf
+    ) -> wire.UtilityAccount:
         """Step 3."""
         path = f"/utility-user-account/{account_id}"
-        return await self._get("read_account", path, token, wire.parse_utility_account)
+        return await self._get("read_account", path, token, wire.parse_utility_account, give_up)
 
-    async def link(self, token: SecretStr, *, account_id: str, service_account_ids: Sequence[str]) -> None:
+    async def link(
+        self, token: SecretStr, *, account_id: str, service_account_ids: Sequence[str], give_up: float = math.inf
+    ) -> None:
         """Step 4. Sent once, whatever happens; returns when linked.
 
         Raises:
             TokenRejected: A complete 401: nothing ran.
             LinkRefused: A 4xx but 408 and 429: nothing is linked.
             LinkUnclear: Everything else, and silence.
-            UpstreamBusy: No connection was free, or the vendor is left alone: nothing was sent.
+            UpstreamBusy: No connection was free (in time), or the vendor is left alone: nothing was sent.
         """
         url = f"{self._base}/{account_id}/utility-service-accounts/batch"
         ids = list(service_account_ids)
@@ -180,29 +199,38 @@ class UpstreamClient:
                 self._limiter("link"),
                 lambda: self._transport.act(url, body=ids, token=token, want_body=_is_unauthorized, lane="links"),
                 _read_link,
+                give_up=give_up,
             )
         except UpstreamBusy:
             raise
         except ServiceError as error:
             raise LinkUnclear from error
 
-    async def _get(self, operation: _Operation, path: str, token: SecretStr, parse: Callable[[bytes], _T]) -> _T:
-        """Read, and read again if that may help; all in the time that one call has."""
+    async def _get(
+        self, operation: _Operation, path: str, token: SecretStr, parse: Callable[[bytes], _T], give_up: float
+    ) -> _T:
+        """Read, and read again if that may help; all in the time that one call has, or that is left of it."""
         url = f"{self._base}{path}"
         limiter = self._limiter(operation)
         self._retries.earn()
-        give_up = self._clock.monotonic() + self._transport.total_seconds
+        about = path if operation in {"read_job", "read_account"} else ""
+        usual = self._clock.monotonic() + self._transport.total_seconds
+        hurried = give_up < usual
+        if not hurried:
+            give_up = usual
+        retries = 0
+
+        def send() -> Awaitable[Answer]:
+            left = give_up - self._clock.monotonic()
+            # Again on a connection of its own: most likely the vendor closed a kept-alive one just then.
+            return self._transport.read(url, token=token, fresh=retries > 0, seconds=left)
 
         def read(answer: Answer) -> _T:
             return parse(_body(answer, HTTPStatus.OK))
 
-        retries = 0
         while True:
-            # Again on a connection of its own: most likely the vendor closed a kept-alive one just then.
-            seconds = give_up - self._clock.monotonic() if retries else None
-            send = partial(self._transport.read, url, token=token, fresh=retries > 0, seconds=seconds)
             try:
-                return await self._call(limiter, send, read, path if operation in {"read_job", "read_account"} else "")
+                return await self._call(limiter, send, read, about, give_up=give_up, hurried=hurried)
             except ServiceError as error:
                 delay = self._retries.delay(error, retries=retries, left=give_up - self._clock.monotonic())
                 if delay is None:
@@ -221,14 +249,26 @@ class UpstreamClient:
         return limiter
 
     async def _call(
-        self, limiter: Limiter, send: Callable[[], Awaitable[Answer]], read: Callable[[Answer], _T], about: str = ""
+        self,
+        limiter: Limiter,
+        send: Callable[[], Awaitable[Answer]],
+        read: Callable[[Answer], _T],
+        about: str = "",
+        *,
+        give_up: float,
+        hurried: bool = False,
     ) -> _T:
-        """One exchange through a limiter, and read. A 4xx speaks of the request, and so well of the vendor."""
-        era = await limiter.enter()
+        """One exchange through a limiter, begun before `give_up`, and read.
+
+        A 4xx speaks of the request, and so well of the vendor; running out of time that was short says nothing of it.
+        """
+        era = await limiter.enter(give_up)
         started = self._clock.monotonic()
         outcome = "cancelled"
         good: bool | None = None
         try:
+            if started >= give_up:
+                raise UpstreamLate
             answer = await send()
             outcome = str(answer.status)
             self.reachable = True
@@ -237,7 +277,7 @@ class UpstreamClient:
             good = True
         except (UpstreamTimeout, UpstreamUnavailable, UpstreamMalformed) as error:
             outcome = error.code
-            good = False
+            good = None if hurried and isinstance(error, UpstreamTimeout) else False
             self.reachable = isinstance(error, UpstreamMalformed)
             raise
         except UpstreamBusy as error:

@@ -92,8 +92,8 @@ class Limiter:
             if left > 0:
                 raise UpstreamShut(retry_after=math.ceil(left))
 
-    async def enter(self) -> int:
-        """Take a turn; returns what `leave` wants to know.
+    async def enter(self, give_up: float = math.inf) -> int:
+        """Take a turn, waiting no longer than until `give_up`; returns what `leave` wants to know.
 
         Raises:
             UpstreamBusy: There was none in time.
@@ -101,7 +101,7 @@ class Limiter:
         """
         if self._turns.locked() or self._probing:
             try:
-                async with asyncio.timeout(self._rules.wait_seconds):
+                async with asyncio.timeout(min(self._rules.wait_seconds, give_up - self._clock.monotonic())):
                     await self._wait()
             except TimeoutError as error:
                 raise (UpstreamShut(retry_after=1) if self._probing else UpstreamBusy()) from error

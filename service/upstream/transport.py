@@ -186,7 +186,7 @@ class Transport:
         want_body: Callable[[int], bool] = _always,
         seconds: float | None = None,
     ) -> Answer:
-        limit = self._total if seconds is None else min(self._total, timedelta(seconds=seconds))
+        limit = self._total if seconds is None or seconds >= self.total_seconds else timedelta(seconds=seconds)
         request = client.request(method, url).timeout(limit).header("accept", "application/json")
         if token is not None:
             request = request.header("authorization", f"Bearer {token.get_secret_value()}", is_sensitive=True)

@@ -54,7 +54,7 @@ def test_every_error_that_can_end_a_request_has_a_status() -> None:
     classes = {each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, ServiceError)}
     raised = {each for each in classes if hasattr(each, "code")} - told_of_steps
     assert raised == set(HTTP_STATUS)
-    same_to_callers = {errors.UpstreamBusy, errors.UpstreamShut}
+    same_to_callers = {errors.UpstreamBusy, errors.UpstreamShut, errors.UpstreamLate}
     codes = [each.code for each in (raised | told_of_steps) - same_to_callers]
     assert len(codes) == len(set(codes))
 

@@ -3,10 +3,16 @@
 import time
 from typing import Final, NewType, Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "Millis", "SystemClock"]
+__all__ = ["LONGEST_WAIT_SECONDS", "SYSTEM_CLOCK", "Clock", "Millis", "SystemClock"]
 
 Millis = NewType("Millis", int)
 """Milliseconds since the Unix epoch."""
+
+LONGEST_WAIT_SECONDS: Final = 25
+"""For which a caller is kept waiting: below the 30 s after which common proxies give up.
+
+Who makes calls to the vendor for a caller hands down the moment of the monotonic clock when this is over, `give_up`.
+"""
 
 
 class Clock(Protocol):

@@ -13,14 +13,12 @@ from service.api.envelope import answer, told
 from service.api.models import CreateValidation, ValidationShown
 from service.api.routing import make_router
 from service.api.views import validation_error, validation_view
+from service.clock import LONGEST_WAIT_SECONDS
 from service.errors import FieldError, InvalidRequest
 from service.link.validate import Credentials
 from service.stores.records import ValidationRecord
 
 __all__ = ["router"]
-
-LONGEST_WAIT_SECONDS: Final = 25
-"""Below the 30 s after which common proxies give up."""
 
 _WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
 
@@ -68,7 +66,11 @@ async def create_validation(request: Request, session: OwnSession, wanted: Creat
     validations, clock = found.validations, found.clock
     asked_at = clock.monotonic()
     validation = await validations.start(
-        session, wanted.provider_id, _credentials(wanted), address=client_address(request.scope)
+        session,
+        wanted.provider_id,
+        _credentials(wanted),
+        address=client_address(request.scope),
+        give_up=asked_at + LONGEST_WAIT_SECONDS,
     )
     waited = _wait(request)
     if waited is not None and validation.state == "pending":

@@ -15,6 +15,7 @@ from service.api.address import client_address
 from service.api.caller import PageDoor, WidgetSession, steps
 from service.api.envelope import answer, encode, failure
 from service.api.routing import make_router
+from service.clock import LONGEST_WAIT_SECONDS
 from service.errors import (
     FieldError,
     InvalidRequest,
@@ -99,10 +100,13 @@ async def widget_utility_companies(request: Request, session: WidgetSession) -> 
 async def widget_create_job(request: Request, session: WidgetSession, wanted: JobRequest) -> Response:
     """Step 2b: start a validation; answers the vendor's own job id."""
     found = steps(request, session)
-    elsewhere = await found.validations.signs_in_elsewhere(wanted.utility_company_id)
+    give_up = found.clock.monotonic() + LONGEST_WAIT_SECONDS
+    elsewhere = await found.validations.signs_in_elsewhere(wanted.utility_company_id, give_up)
     credentials = None if elsewhere else _credentials(wanted)
     address = client_address(request.scope)
-    validation = await found.validations.start(session, wanted.utility_company_id, credentials, address=address)
+    validation = await found.validations.start(
+        session, wanted.utility_company_id, credentials, address=address, give_up=give_up
+    )
     if validation.job_id is None:
         # The widget knows no outcome of this call but "it runs" and "it broke".
         raise OutcomeUnknown if validation.reason == OutcomeUnknown.code else UpstreamUnavailable

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import orjson
 
-from service.clock import Clock
-from service.errors import ServiceError, StoreUnavailable, UpstreamTimeout, ValidationRequired
+from service.clock import LONGEST_WAIT_SECONDS, Clock
+from service.errors import ServiceError, StoreUnavailable, ValidationRequired
 from service.link.flow import Event, State, move, state_of
 from service.link.limits import Doors
 from service.link.tasks import Tasks
@@ -28,7 +28,6 @@ MOST_UTILITY_ACCOUNTS: Final = 50
 """Utility accounts of one session that are read from the vendor."""
 
 _READS_AT_ONCE: Final = 10
-_WAIT_SECONDS: Final = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +92,11 @@ class Accounts:
         found = _merge(succeeded, self._unseal(session, _account_ids(succeeded)))
         return {each["id"] for each in found.service_accounts}
 
-    async def read_sealed(self, session_id: str, account_ids: Iterable[str]) -> dict[str, str]:
-        """Read utility accounts for keeping; those that the vendor fails on are left for later."""
+    async def read_sealed(self, session_id: str, account_ids: Iterable[str], give_up: float) -> dict[str, str]:
+        """Read utility accounts for keeping; those that the vendor fails on, until `give_up`, are left for later."""
         sealed: dict[str, str] = {}
         wanted = list(account_ids)[:MOST_UTILITY_ACCOUNTS]
-        for account_id, read in zip(wanted, await self._read_all(wanted), strict=True):
+        for account_id, read in zip(wanted, await self._read_all(wanted, give_up), strict=True):
             if isinstance(read, ServiceError):
                 log.warning("accounts_not_read", error=read.code)
             else:
@@ -107,28 +106,26 @@ class Accounts:
     async def _read_shared(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
         """One read at a time per session, however many ask; it goes on if they leave.
 
-        Raises:
-            UpstreamTimeout: It took too long; it goes on without us.
+        It ends when the first of them has waited as long as a caller may, and what it has by then is kept.
         """
         flight = (session.id, *account_ids)
         running = self._reading.get(flight)
         if running is None:
-            running = self._tasks.spawn(self._read_and_keep(session, account_ids), name="read accounts")
+            give_up = self._clock.monotonic() + LONGEST_WAIT_SECONDS
+            running = self._tasks.spawn(self._read_and_keep(session, account_ids, give_up), name="read accounts")
             self._reading[flight] = running
             running.add_done_callback(lambda _: self._reading.pop(flight, None))
-        try:
-            async with asyncio.timeout(_WAIT_SECONDS):
-                return await asyncio.shield(running)
-        except TimeoutError as error:
-            raise UpstreamTimeout from error
+        return await asyncio.shield(running)
 
-    async def _read_and_keep(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
+    async def _read_and_keep(
+        self, session: SessionRecord, account_ids: Sequence[str], give_up: float
+    ) -> dict[str, bytes]:
         wanted = account_ids[:MOST_UTILITY_ACCOUNTS]
         if len(wanted) > 1:
             await self._doors.by_reading(session.id, len(wanted))
         read: dict[str, bytes] = {}
         failed: ServiceError | None = None
-        for account_id, each in zip(wanted, await self._read_all(wanted), strict=True):
+        for account_id, each in zip(wanted, await self._read_all(wanted, give_up), strict=True):
             if isinstance(each, ServiceError):
                 failed = each
             else:
@@ -144,22 +141,24 @@ class Accounts:
             raise failed  # what was read is kept, so that the next try has less to do
         return read
 
-    async def _read_all(self, account_ids: Sequence[str]) -> Sequence[bytes | ServiceError]:
+    async def _read_all(self, account_ids: Sequence[str], give_up: float) -> Sequence[bytes | ServiceError]:
         """Read a few at a time: one after the other, slow answers would add up."""
         if len(account_ids) == 1:
-            return [await self._read_one(account_ids[0])]
+            return [await self._read_one(account_ids[0], give_up)]
         turns = asyncio.Semaphore(_READS_AT_ONCE)
 
         async def read(account_id: str) -> bytes | ServiceError:
             async with turns:
-                return await self._read_one(account_id)
+                return await self._read_one(account_id, give_up)
 
         return await asyncio.gather(*(read(each) for each in account_ids))
 
-    async def _read_one(self, account_id: str) -> bytes | ServiceError:
+    async def _read_one(self, account_id: str, give_up: float) -> bytes | ServiceError:
         try:
             found = await self._tokens.authorized(
-                lambda token: self._client.read_utility_account(token, account_id), of=f"account {account_id}"
+                lambda token, give_up: self._client.read_utility_account(token, account_id, give_up),
+                of=f"account {account_id}",
+                give_up=give_up,
             )
         except ServiceError as error:
             return error

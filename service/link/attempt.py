@@ -18,7 +18,7 @@ Where Redis has replicas, intent, mark and result each count only once a replica
 with its last writes takes nothing along that a call has been, or will be, made on.
 """
 
-import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -91,11 +91,13 @@ class Patience:
         others: Waiting for another attempt at the same choice.
         look_again: While waiting for a notice that may have been lost.
         mark: An answer to the mark that took longer came to a process that was paused: its lease may be over.
+        send: From asking for the mark until the call must have begun, so that its lease outlives the call.
     """
 
     others: float = 20.0
     look_again: float = 0.25
     mark: float = 1.0
+    send: float = 3.0
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ class Attempt:
 
     Attributes:
         mark_by: Moment of the monotonic clock until when it must have marked, or give up with nothing sent.
+        send_by: The same for its call.
         waited_for: The attempt that it found in its way.
         may_hold: Whether the guard may hold accounts for it.
     """
@@ -112,6 +115,7 @@ class Attempt:
     choice: Choice
     intent: Intent
     mark_by: float
+    send_by: float = -math.inf
     waited_for: str | None = None
     may_hold: bool = False
 
@@ -200,23 +204,22 @@ class Attempts:
 
     async def _mark(self, attempt: Attempt, accounts: Sequence[str]) -> UpstreamToken:
         """Mark what was claimed as being sent, with the token at hand: getting one may take longer than a lease."""
-        try:
-            async with asyncio.timeout(attempt.mark_by - self._clock.monotonic()):
-                token = await self._tokens.get()
-        except TimeoutError as error:
-            raise UpstreamTimeout from error
+        token = await self._tokens.get(attempt.mark_by)
         asked_at = self._clock.monotonic()
         if asked_at >= attempt.mark_by:
             raise UpstreamTimeout
         verdict = await self._guards.mark_sent(attempt.id, attempt.account_id, accounts)
         if verdict != "sent" or self._clock.monotonic() - asked_at > self._patience.mark:
             raise ClaimLost
+        attempt.send_by = asked_at + self._patience.send
         return token
 
     async def _send(self, attempt: Attempt, accounts: Sequence[str], token: UpstreamToken) -> None:
         """Make the one call; returns when linked."""
         try:
-            await self._client.link(token.value, account_id=attempt.account_id, service_account_ids=accounts)
+            await self._client.link(
+                token.value, account_id=attempt.account_id, service_account_ids=accounts, give_up=attempt.send_by
+            )
         except TokenRejected:
             # First of all, or whoever is let in next would take the dead token.
             await self._tokens.drop(token)

@@ -1,6 +1,7 @@
 """Step 2a: the utilities that people can choose from, cached and searched here."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -99,8 +100,8 @@ class Providers:
             clock=clock,
         )
 
-    async def get(self) -> ProviderList:
-        """The list, not older than a day.
+    async def get(self, give_up: float = math.inf) -> ProviderList:
+        """The list, not older than a day; waits for one as long as callers do, or until `give_up` if that comes first.
 
         Raises:
             ServiceError: There is none, and none can be had.
@@ -108,25 +109,25 @@ class Providers:
         known = self._list
         age = self._clock.now() - known.fetched if known else STALE_MS
         if known is None or age >= STALE_MS:
-            return await self._first()
+            return await self._first(give_up)
         if age >= FRESH_MS:
             self._refresh.start_ahead()
         return known
 
-    async def find(self, provider_id: str) -> Company:
-        """One utility.
+    async def find(self, provider_id: str, give_up: float = math.inf) -> Company:
+        """One utility; waits as `get`.
 
         Raises:
             NotFound: The vendor lists no such utility.
         """
-        for provider in (await self.get()).providers:
+        for provider in (await self.get(give_up)).providers:
             if provider.company.id == provider_id:
                 return provider.company
         raise NotFound
 
-    async def _first(self) -> ProviderList:
+    async def _first(self, give_up: float) -> ProviderList:
         try:
-            return await self._refresh.join()
+            return await self._refresh.join(give_up)
         except ServiceError as error:
             try:
                 stale = await self._read()
@@ -156,9 +157,9 @@ class Providers:
             return None
         return self._adopt(companies, fetched)
 
-    async def _fetch(self) -> ProviderList:
+    async def _fetch(self, give_up: float) -> ProviderList:
         fetched = self._clock.now()
-        return self._adopt(await self._tokens.authorized(self._client.list_companies), fetched)
+        return self._adopt(await self._tokens.authorized(self._client.list_companies, give_up=give_up), fetched)
 
     async def _share(self, providers: ProviderList) -> None:
         companies = [each.company.model_dump(by_alias=True) for each in providers.providers]

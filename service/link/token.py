@@ -1,6 +1,7 @@
 """Step 1: the upstream token, fetched once for all processes and healed once when the vendor takes it back."""
 
 import asyncio
+import math
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
@@ -67,8 +68,10 @@ class TokenSource:
             clock=clock,
         )
 
-    async def get(self) -> UpstreamToken:
+    async def get(self, give_up: float = math.inf) -> UpstreamToken:
         """A token that is good by the clock; refreshed in the background ahead of its end.
+
+        Waits for one as long as callers do, or until `give_up` if that comes first.
 
         Raises:
             UpstreamCredentialsRejected: The vendor refuses our client id and secret, or did so a moment ago.
@@ -77,9 +80,9 @@ class TokenSource:
         token = self._token
         now = self._clock.now()
         if token is None or token.expires_at <= now:
-            token = await self._refresh.join()
+            token = await self._refresh.join(give_up)
             while token.version in self._refused:  # found just before it was refused
-                token = await self._refresh.join()
+                token = await self._refresh.join(give_up)
             self._token = token
         elif token.refresh_at <= now:
             refresh = self._refresh.start_ahead()
@@ -111,21 +114,24 @@ class TokenSource:
         with suppress(StoreUnavailable):
             await self._store.drop(token)
 
-    async def authorized(self, call: Callable[[SecretStr], Awaitable[_T]], *, of: str = "") -> _T:
+    async def authorized(
+        self, call: Callable[[SecretStr, float], Awaitable[_T]], *, of: str = "", give_up: float = math.inf
+    ) -> _T:
         """Make a call with a token; after a complete 401 once more with a new one.
 
         Args:
-            call: Makes it.
+            call: Makes it, with a token, before it is time to give up.
             of: Which resource it reads, where the vendor may refuse one by itself: that takes nobody's token away.
+            give_up: When nobody waits for it any more, tokens included.
 
         Raises:
             UpstreamCredentialsRejected: The new token was refused as well.
             UpstreamError: So it was, by a resource.
         """
         for repeated in (False, True):
-            token = await self.get()
+            token = await self.get(give_up)
             try:
-                result = await call(token.value)
+                result = await call(token.value, give_up)
             except TokenRejected:
                 if self._says_nothing(of):
                     break
@@ -161,7 +167,7 @@ class TokenSource:
             return None
         return stored
 
-    async def _fetch(self) -> UpstreamToken:
+    async def _fetch(self, give_up: float) -> UpstreamToken:
         """Fetch a token; seldom, once the vendor has refused two that it had just issued to us, or our secret itself.
 
         What other processes have fetched is looked for all the same, and does not count here: it may have been good.
@@ -172,7 +178,7 @@ class TokenSource:
         self._fetched_at = started
         asked_at = self._clock.now()
         try:
-            fetched = await self._client.fetch_token()
+            fetched = await self._client.fetch_token(give_up)
         except UpstreamCredentialsRejected:
             self._refusals += 1
             raise

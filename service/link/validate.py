@@ -46,8 +46,6 @@ __all__ = ["Credentials", "TimeLimits", "Validations", "settled"]
 MOST_PENDING: Final = 3
 MOST_PASSWORDS: Final = 5
 MOST_VALIDATIONS: Final = 20
-_BEGIN_SECONDS: Final = 12.0
-"""Longer than the bounded call that starts a job."""
 
 _POLLER_GRACE_MS: Final = 30_000
 """A validation still pending this long after its deadline has lost its poller for good."""
@@ -117,24 +115,31 @@ class Validations:
         self._clock = clock
         self._limits = limits
 
-    async def signs_in_elsewhere(self, provider_id: str) -> bool:
-        """Whether people sign in at the provider's own page.
+    async def signs_in_elsewhere(self, provider_id: str, give_up: float) -> bool:
+        """Whether people sign in at the provider's own page; waits for the list of them until `give_up`.
 
         Raises:
             NotFound: No such provider.
         """
-        return self._table.rule(await self._providers.find(provider_id)).sign_in == "oauth"
+        return self._table.rule(await self._providers.find(provider_id, give_up)).sign_in == "oauth"
 
     async def start(
-        self, session: SessionRecord, provider_id: str, credentials: Credentials | None, *, address: str
+        self,
+        session: SessionRecord,
+        provider_id: str,
+        credentials: Credentials | None,
+        *,
+        address: str,
+        give_up: float,
     ) -> ValidationRecord:
-        """Start a validation; returns once the vendor has taken it on, or it has failed.
+        """Start a validation; returns once the vendor has taken it on, or it has failed, or at `give_up`.
 
         Args:
             session: Where it belongs.
             provider_id: Where the person signs in.
             credentials: None if the provider asks for them itself.
             address: Where the request comes from.
+            give_up: When the caller waits no longer, and nothing is sent any more.
 
         Raises:
             SessionClosed, SessionExpired, AlreadyInProgress: The session is not open, or this provider has one pending.
@@ -149,11 +154,11 @@ class Validations:
         # A choice that a dead process was linking is in the way only until somebody looks at what became of it.
         session = await self._settlement.recover(session)
         require_open(session, self._clock.now())
-        company = await self._providers.find(provider_id)
+        company = await self._providers.find(provider_id, give_up)
         self._check(company, credentials)
         # Before anything is counted: without these, no credentials can be tried.
         self._client.check_jobs(provider_id)
-        await self._tokens.get()
+        await self._tokens.get(give_up)
         if session.client is not None:
             await self._doors.by_sign_in(session.tenant, session.client, address)
         account = self._counted_by(session, provider_id, credentials, address) if credentials else ""
@@ -167,9 +172,11 @@ class Validations:
             if account:
                 await self._lockout.give_back(account)
             raise _refusal(session, added, now=self._clock.now())
-        begun = self._watchers.start(job, lambda: self._begin(job, company, credentials), held_until=held_until)
+        begun = self._watchers.start(
+            job, lambda: self._begin(job, company, credentials, give_up), held_until=held_until
+        )
         with suppress(TimeoutError):
-            async with asyncio.timeout(_BEGIN_SECONDS):
+            async with asyncio.timeout(give_up - self._clock.monotonic()):
                 await asyncio.shield(begun)
         return await self.find(session.id, job.validation_id)
 
@@ -210,10 +217,10 @@ class Validations:
             attempts_left=attempts_left,
         )
 
-    async def _begin(self, job: Job, company: Company, credentials: Credentials | None) -> str | None:
+    async def _begin(self, job: Job, company: Company, credentials: Credentials | None, give_up: float) -> str | None:
         """Send the credentials, once; the job id if there is something to poll."""
         try:
-            job_id = await self._create_job(job, company, credentials)
+            job_id = await self._create_job(job, company, credentials, give_up)
         except _Tried as tried:
             await self._record(job, {"state": "failed", "reason": tried.reason})
             return None
@@ -234,10 +241,10 @@ class Validations:
         await self._record(job, {"state": "failed", "reason": reason}, tried=False)
         return None
 
-    async def _create_job(self, job: Job, company: Company, credentials: Credentials | None) -> str:
+    async def _create_job(self, job: Job, company: Company, credentials: Credentials | None, give_up: float) -> str:
         username, password = (credentials.username, credentials.password) if credentials else _OAUTH_WORDS
 
-        async def create(token: SecretStr) -> str:
+        async def create(token: SecretStr, give_up: float) -> str:
             if not self._watchers.holds(job):
                 raise _LeaseOver
             try:
@@ -247,13 +254,14 @@ class Validations:
                     job_type=self._table.rule(company).job_type,
                     username=username,
                     password=password,
+                    give_up=give_up,
                 )
             except (UpstreamTimeout, UpstreamUnavailable, UpstreamMalformed) as error:
                 raise _Tried("outcome_unknown") from error
             except UpstreamError as error:
                 raise _Tried("utility_unavailable") from error
 
-        return await self._tokens.authorized(create)
+        return await self._tokens.authorized(create, give_up=give_up)
 
     async def _record(self, job: Job, changes: dict[str, str], *, tried: bool = True) -> bool:
         """Write down what the vendor said, even if Redis is away for a moment; False if nobody wants it any more.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from service.clock import Clock
+from service.clock import LONGEST_WAIT_SECONDS, Clock
 from service.errors import ServiceError, StoreUnavailable, UpstreamError
 from service.link.accounts import Accounts
 from service.link.cadence import MOST_COUNTED, Histogram, bucket_of, histogram_of, next_delay
@@ -255,9 +255,13 @@ class Watchers:
                     return await self._finish(job, {"state": "failed", "reason": "timed_out"})
                 asked_to_wait = 0
                 if self.holds(job):
+                    # Later than this, whoever looks has been told that the validation has timed out.
+                    give_up = self._clock.monotonic() + LONGEST_WAIT_SECONDS
                     try:
                         answer = await self._tokens.authorized(
-                            lambda token: self._client.read_job(token, job_id), of=f"job {job_id}"
+                            lambda token, give_up: self._client.read_job(token, job_id, give_up),
+                            of=f"job {job_id}",
+                            give_up=give_up,
                         )
                         failures = 0
                     except UpstreamError as error:
@@ -269,7 +273,7 @@ class Watchers:
                         failures += 1
                     else:
                         if answer.result != "running":
-                            await self._conclude(job, validation, answer)
+                            await self._conclude(job, validation, answer, give_up)
                             return await self._learn(validation.provider_id, (pending_at + elapsed) / 2)
                         pending_at = elapsed
                 left = (validation.deadline - self._clock.now()) / 1000
@@ -311,12 +315,12 @@ class Watchers:
             if self._clock.monotonic() >= until:
                 return validation
 
-    async def _conclude(self, job: Job, validation: ValidationRecord, answer: JobAnswer) -> None:
+    async def _conclude(self, job: Job, validation: ValidationRecord, answer: JobAnswer, give_up: float) -> None:
         match answer.result:
             case "incorrect_credentials":
                 await self._finish(job, {"state": "rejected", "reason": "incorrect_credentials"})
             case "succeeded":
-                sealed = await self._accounts.read_sealed(job.session_id, answer.account_ids)
+                sealed = await self._accounts.read_sealed(job.session_id, answer.account_ids, give_up)
                 changes = {
                     "state": "succeeded",
                     "accounts": ",".join(answer.account_ids),

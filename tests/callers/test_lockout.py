@@ -238,10 +238,10 @@ async def test_a_password_that_was_given_up_before_it_was_sent_is_not_counted(
     walk = await replica.walk().open()
     await replica.client.get("/v1/providers", headers=walk.headers)
 
-    async def late(call: Any) -> Any:
+    async def late(call: Any, **rest: Any) -> Any:
         [validation] = (await walk.show()).json()["session"]["validations"]
         await walk.client.delete(f"{walk.path}/validations/{validation['id']}", headers=walk.headers)
-        return await authorized(call)
+        return await authorized(call, **rest)
 
     with monkeypatch.context() as still:
         still.setattr(tokens, "authorized", late)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import httpx
@@ -168,7 +169,7 @@ async def test_what_a_browser_began_before_another_took_over_does_not_reach_its_
     second, _ = await page.first()
     credentials = Credentials(SecretStr("user_good"), SecretStr("pass_good"))
     with pytest.raises(NotFound):
-        await steps.validations.start(stale, APS, credentials, address="203.0.113.7")
+        await steps.validations.start(stale, APS, credentials, address="203.0.113.7", give_up=math.inf)
     with pytest.raises(NotFound):
         await steps.attach.link(stale, Choice(ids, (), None))
     with pytest.raises(NotFound):

@@ -41,7 +41,7 @@ class Tokens:
 
     value = "t"
 
-    async def get(self) -> UpstreamToken:
+    async def get(self, give_up: float) -> UpstreamToken:  # noqa: ARG002 -- it is at hand
         return UpstreamToken("v", ACCOUNT_ID, SecretStr(self.value), Millis(2**50), Millis(2**50))
 
     async def drop(self, _token: UpstreamToken) -> None:

@@ -9,9 +9,17 @@ import pytest
 from typing_extensions import override
 
 from service.clock import SYSTEM_CLOCK, Millis
-from service.errors import AlreadyInProgress, NotFound, SessionExpired, TooManyAttempts, UpstreamBusy, UpstreamTimeout
+from service.errors import (
+    AlreadyInProgress,
+    NotFound,
+    SessionExpired,
+    TooManyAttempts,
+    UpstreamBusy,
+    UpstreamLate,
+    UpstreamTimeout,
+)
 from service.link import attach
-from service.link.attempt import Choice
+from service.link.attempt import Choice, Patience
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
 from service.stores.guards import Claim, GuardStore
@@ -32,14 +40,18 @@ AB = Choice(["A", "B"])
 
 
 class Vendor:
-    """Answers the batch call as it is told to."""
+    """Answers the batch call as it is told to, if its turn comes in time."""
 
-    def __init__(self, *answers: Exception | None, seconds: float = 0) -> None:
+    def __init__(self, *answers: Exception | None, seconds: float = 0, turn_seconds: float = 0) -> None:
         self.answers = list(answers)
         self.seconds = seconds
+        self.turn_seconds = turn_seconds
         self.calls = 0
 
-    async def link(self, *_: Any, **__: Any) -> None:
+    async def link(self, *_: Any, give_up: float, **__: Any) -> None:
+        await asyncio.sleep(self.turn_seconds)
+        if SYSTEM_CLOCK.monotonic() >= give_up:
+            raise UpstreamLate
         self.calls += 1
         await asyncio.sleep(self.seconds)
         answer = self.answers.pop(0) if self.answers else None
@@ -49,9 +61,9 @@ class Vendor:
 
 class NoToken(Tokens):
     @override
-    async def get(self) -> UpstreamToken:
-        await asyncio.Event().wait()
-        raise AssertionError
+    async def get(self, give_up: float) -> UpstreamToken:
+        await asyncio.sleep(give_up - SYSTEM_CLOCK.monotonic())
+        raise UpstreamTimeout
 
 
 class Counted(GuardStore):
@@ -126,6 +138,22 @@ async def test_a_call_without_a_turn_is_not_sent_and_leaves_the_session_open(val
         assert (session.state, session.intents, session.unclear) == ("open", [], ())
         assert (await parts.attach.link(session, AB)).accounts == AB.accounts
         assert vendor.calls == 2
+        await parts.tasks.drain(0)
+
+
+async def test_a_call_whose_turn_comes_too_late_for_its_mark_is_not_sent(valkey: str, prefix: str) -> None:
+    async with connected(valkey) as store:
+        vendor = Vendor(turn_seconds=0.3)
+        parts = made_of(store, prefix, SYSTEM_CLOCK, client=vendor, patience=Patience(send=0.2), sent_lease_ms=250)
+        session = await parts.open("S")
+        with pytest.raises(UpstreamLate):
+            await parts.attach.link(session, AB)
+        assert vendor.calls == 0
+        session = await parts.read("S")
+        assert (session.state, session.intents, session.unclear) == ("open", [], ())
+        vendor.turn_seconds = 0
+        assert (await parts.attach.link(session, AB)).accounts == AB.accounts
+        assert vendor.calls == 1
         await parts.tasks.drain(0)
 
 

@@ -18,7 +18,7 @@ import pytest
 from pydantic import SecretStr
 from typing_extensions import override
 
-from service.errors import OutcomeUnknown, ServiceError, StoreUnavailable
+from service.errors import OutcomeUnknown, ServiceError, StoreUnavailable, UpstreamLate
 from service.link import settle
 from service.link.attempt import Choice, Linked, Patience
 from service.stores.connection import Store
@@ -34,7 +34,7 @@ AT_ONCE: Final = 8
 
 CLAIM_MS: Final = 60
 SENT_MS: Final = 80
-PATIENCE: Final = Patience(others=0.5, look_again=0.02, mark=0.02)
+PATIENCE: Final = Patience(others=0.5, look_again=0.02, mark=0.02, send=0.04)
 STUCK_SECONDS: Final = 30
 
 SESSIONS: Final = ("S0", "S1", "S2")
@@ -155,10 +155,10 @@ class _SlowTokens(Tokens):
         self._world = world
 
     @override
-    async def get(self) -> UpstreamToken:
+    async def get(self, give_up: float) -> UpstreamToken:
         if self._world.chance(0.3):
             await asyncio.sleep(self._world.rng.choice([0.01, CLAIM_MS / 1000 * 1.5]))
-        return await super().get()
+        return await super().get(give_up)
 
 
 class Vendor:
@@ -168,8 +168,14 @@ class Vendor:
         self._world = world
         self._process = process
 
-    async def link(self, _token: SecretStr, *, account_id: str, service_account_ids: Sequence[str]) -> None:
+    async def link(
+        self, _token: SecretStr, *, account_id: str, service_account_ids: Sequence[str], give_up: float
+    ) -> None:
         assert account_id
+        if self._world.chance(0.1):
+            await asyncio.sleep(SENT_MS / 1000 * 3)  # for its turn
+        if self._world.clock.monotonic() >= give_up:
+            raise UpstreamLate
         request, rng = _request.get(), self._world.rng
         send = Send(_marked.get(), request.session, service_account_ids, process=self._process)
         self._world.sent(send, request)

@@ -34,7 +34,7 @@ class _Vendor:
         self.calls = 0
         self.raises: Exception | None = None
 
-    async def link(self, _token: SecretStr, *, account_id: str, service_account_ids: Sequence[str]) -> None:
+    async def link(self, _token: SecretStr, *, account_id: str, service_account_ids: Sequence[str], **_: float) -> None:
         assert account_id
         assert service_account_ids
         self.calls += 1

@@ -12,7 +12,6 @@ from pydantic import SecretStr
 
 from service.clock import Millis
 from service.errors import UpstreamError, UpstreamTimeout
-from service.link import refresh
 from service.link.token import TokenSource
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY, Settings
@@ -102,13 +101,11 @@ async def test_it_is_refreshed_in_the_background_at_80_percent_of_its_life(
 
 
 async def test_waiting_for_it_is_bounded_and_the_fetch_goes_on(
-    replica: Replica, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, upstream: SandboxServer, clock: MovableClock
 ) -> None:
     upstream.world.faults.add("token", "delay", value=0.4)
-    monkeypatch.setattr(refresh, "_WAIT_SECONDS", 0.05)
     with pytest.raises(UpstreamTimeout):
-        await source(replica).get()
-    monkeypatch.undo()
+        await source(replica).get(clock.monotonic() + 0.05)
     await source(replica).get()
     assert fetches(upstream) == 1
 
@@ -403,7 +400,7 @@ async def beside(refusing: RawVendor, valkey: str, prefix: str) -> AsyncIterator
 async def read(at: Replica, account: str) -> object:
     tokens = source(at)
     return await tokens.authorized(
-        lambda token: tokens._client.read_utility_account(token, account), of=f"account {account}"
+        lambda token, give_up: tokens._client.read_utility_account(token, account, give_up), of=f"account {account}"
     )
 
 

@@ -227,7 +227,7 @@ async def test_a_process_whose_lease_is_over_sends_nothing_and_says_so(
 async def test_why_no_token_was_to_be_had_any_more_is_told(
     replica: Replica, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch, *, error: ServiceError, reason: str
 ) -> None:
-    async def without(_: object) -> None:
+    async def without(_: object, **__: object) -> None:
         raise error
 
     walk = await replica.walk().open()

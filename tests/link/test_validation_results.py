@@ -12,7 +12,6 @@ from service.link.settle import digest_of
 from service.sandbox.server import SandboxServer
 from service.stores.records import Intent
 from tests.conftest import MovableClock, Replica
-from tests.link.waiting import until
 from tests.walk import APS, PASSWORD, PGE, SCE, SRP, Walk, sign_in
 
 KESTREL = "5eedc0de000000000000010b"
@@ -213,21 +212,6 @@ async def test_a_validation_that_is_refused_is_nobodys_to_poll(replica: Replica,
     async with Redis.from_url(valkey) as redis:
         [holders] = [key async for key in redis.scan_iter(f"{prefix}:{{j:*}}:holders")]
         assert await redis.hlen(holders) == 1
-
-
-async def test_who_starts_a_validation_does_not_wait_for_ever_for_the_vendor_to_take_it_on(
-    shared: Replica, vendor: SandboxServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    walk = await shared.walk().open()
-    monkeypatch.setattr(validate, "_BEGIN_SECONDS", 0.05)
-    vendor.world.faults.add("jobs", "delay", value=0.4)
-    validation = (await walk.validate(None, provider=PGE, wait=None)).json()["validation"]
-    assert (validation["state"], "authorizeUrl" in validation) == ("pending", False)
-
-    async def taken_on() -> bool:
-        return "authorizeUrl" in (await walk.validation(validation["id"])).json()["validation"]
-
-    await until(taken_on)
 
 
 @pytest.mark.parametrize("provider", [PGE, KESTREL])

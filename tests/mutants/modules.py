@@ -131,15 +131,19 @@ MODULES: Final = (
     ),
     Module(
         "service/link/token.py",
-        (f"{_LINK}/test_token_life.py", f"{_LINK}/test_token_sharing.py"),
+        (f"{_LINK}/test_token_life.py", f"{_LINK}/test_token_sharing.py", f"{_LINK}/test_give_up.py"),
     ),
     Module("service/stores/tokens.py", (f"{_LINK}/test_token_sharing.py",)),
-    Module("service/link/refresh.py", (f"{_LINK}/test_token_sharing.py", "tests/faults/test_refresh_strikes.py")),
+    Module(
+        "service/link/refresh.py",
+        (f"{_LINK}/test_token_sharing.py", f"{_LINK}/test_give_up.py", "tests/faults/test_refresh_strikes.py"),
+    ),
     Module(
         "service/link/validate.py",
         (
             f"{_LINK}/test_validation_results.py",
             f"{_LINK}/test_validation_faults.py",
+            f"{_LINK}/test_give_up.py",
             "tests/callers/test_lockout.py",
             "tests/upstream/test_breaker.py",
             f"{_LINK}/test_session_life.py",

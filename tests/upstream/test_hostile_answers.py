@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import logging
+import math
 import os
 import random
 from collections.abc import AsyncIterator
@@ -122,7 +123,7 @@ async def test_a_list_that_has_become_bad_does_not_take_a_good_ones_place(
     for reply in replies(200):
         vendor.says["companies"] = reply
         with pytest.raises(UpstreamMalformed):
-            await steps.providers._fetch()
+            await steps.providers._fetch(math.inf)
     assert (await providers(replica)).json()["providers"] == before
     async with service_of(vendor, valkey, prefix) as another:
         assert (await providers(another)).json()["providers"] == before

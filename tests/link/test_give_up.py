@@ -21,7 +21,7 @@ from tests.upstream.vendor import RawVendor, Script, json_answer, raw
 from tests.walk import Walk
 
 HEADERS: Final = {"Authorization": f"Bearer {SANDBOX_API_KEY}"}
-ALMOST: Final = LONGEST_WAIT_SECONDS - 0.8
+ALMOST: Final = LONGEST_WAIT_SECONDS - 0.5
 TOO_LONG: Final = LONGEST_WAIT_SECONDS + 1
 PERSON: Final = Credentials(SecretStr("person"), SecretStr("pw"))
 
@@ -185,9 +185,9 @@ async def test_who_has_waited_long_enough_is_told_that_it_goes_on(
     walk = await replica.walk().open()
     session = await known(replica, walk)
     await replica.client.get("/v1/providers", headers=HEADERS)
-    vendor.says["jobs"] = dripping(vendor.says["jobs"], seconds=1.5)
+    vendor.says["jobs"] = dripping(vendor.says["jobs"], seconds=1)
     start = partial(replica.app.state.steps.validations.start, session, "c1", PERSON, address="203.0.113.7")
-    started = await start(give_up=leaping.monotonic() + 0.7)
+    started = await start(give_up=leaping.monotonic() + 0.6)
     assert (started.state, started.job_id) == ("pending", None)
     assert (await walk.validation(started.id, wait=20)).json()["validation"]["state"] == "succeeded"
 

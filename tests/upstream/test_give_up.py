@@ -30,7 +30,6 @@ ACTS: Final[Mapping[str, Callable[[UpstreamClient, float], Awaitable[object]]]] 
     "batch": lambda to, give_up: to.link(TOKEN, account_id="acc", service_account_ids=["sa1"], give_up=give_up),
 }
 CALLS: Final = {**READS, **ACTS}
-LIMITS: Final = {"jobs": "create_job", "batch": "link", "account": "read_account"}
 
 
 @pytest.fixture
@@ -94,20 +93,18 @@ async def test_what_comes_too_late_is_not_begun(vendor: RawVendor, over: Transpo
     await CALLS[route](calls, soon(5))  # nothing was held against the vendor
 
 
-@pytest.mark.parametrize("route", LIMITS)
-async def test_waiting_for_a_turn_counts(
-    vendor: RawVendor, over: Transport, monkeypatch: pytest.MonkeyPatch, route: str
-) -> None:
-    monkeypatch.setattr(client, "_MOST_AT_ONCE", {LIMITS[route]: 1})
-    vendor.says[route] = after(0.4, vendor.says[route])
+async def test_waiting_for_a_turn_counts(vendor: RawVendor, over: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_MOST_AT_ONCE", {"create_job": 1, "link": 1, "read_account": 1})
+    routes = ("jobs", "batch", "account")
+    vendor.says |= {route: after(0.5, vendor.says[route]) for route in routes}
     calls = client_of(vendor, over)
-    first = asyncio.ensure_future(CALLS[route](calls, soon(5)))
-    await eventually(lambda: vendor.count(route) == 1)
-    with pytest.raises(UpstreamBusy):
-        await CALLS[route](calls, soon(0.1))
+    first = asyncio.gather(*(CALLS[route](calls, soon(5)) for route in routes))
+    await eventually(lambda: len(vendor.seen) == len(routes))
+    told = await asyncio.gather(*(CALLS[route](calls, soon(0.1)) for route in routes), return_exceptions=True)
+    assert [type(each) for each in told] == [UpstreamBusy] * len(routes)
     assert not first.done()
     await first
-    assert vendor.count(route) == 1
+    assert len(vendor.seen) == len(routes)
 
 
 async def test_a_vendor_that_was_given_little_time_is_not_held_to_be_broken(vendor: RawVendor, over: Transport) -> None:

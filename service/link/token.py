@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from pydantic import SecretStr
 
-from service.clock import Clock, Millis
+from service.clock import LONGEST_WAIT_SECONDS, Clock, Millis
 from service.errors import StoreUnavailable, UpstreamCredentialsRejected, UpstreamError
 from service.link.refresh import Refresh
 from service.link.tasks import Tasks
@@ -80,6 +80,7 @@ class TokenSource:
         token = self._token
         now = self._clock.now()
         if token is None or token.expires_at <= now:
+            give_up = min(give_up, self._clock.monotonic() + LONGEST_WAIT_SECONDS)
             token = await self._refresh.join(give_up)
             while token.version in self._refused:  # found just before it was refused
                 token = await self._refresh.join(give_up)

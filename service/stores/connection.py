@@ -146,8 +146,9 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        fields: dict[str, str] = await self._command("HGETALL", key)
-        return fields
+        found: dict[str, str] | list[str] = await self._command("HGETALL", key)
+        # RESP2, which a deployment may ask for, has no mappings.
+        return found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
 
     async def get(self, key: str) -> str | None:
         """A string value.

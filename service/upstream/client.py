@@ -277,8 +277,9 @@ class UpstreamClient:
             good = True
         except (UpstreamTimeout, UpstreamUnavailable, UpstreamMalformed) as error:
             outcome = error.code
-            good = None if hurried and isinstance(error, UpstreamTimeout) else False
-            self.reachable = isinstance(error, UpstreamMalformed)
+            if not (hurried and isinstance(error, UpstreamTimeout)):
+                good = False
+                self.reachable = isinstance(error, UpstreamMalformed)
             raise
         except UpstreamBusy as error:
             outcome = error.code

@@ -64,3 +64,20 @@ async def test_what_was_written_leaves_before_the_connection_closes() -> None:
     protocol.data_received(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
     await eventually(transport.is_closing)
     assert transport.done == [GOODBYE, "closed"]
+
+
+async def test_what_was_written_leaves_before_the_other_side_has_ended() -> None:
+    protocol, transport = connected()
+    protocol.transport.write(HELLO)
+    protocol.eof_received()
+    assert transport.done == [HELLO]
+
+
+async def test_nothing_is_written_to_a_connection_that_broke_meanwhile() -> None:
+    protocol, transport = connected()
+    protocol.transport.write(HELLO)
+    transport.close()
+    over = asyncio.Event()
+    asyncio.get_running_loop().call_soon(over.set)
+    await over.wait()
+    assert transport.done == ["closed"]

@@ -114,6 +114,7 @@ async def test_a_vendor_that_was_given_little_time_is_not_held_to_be_broken(vend
         *(calls.read_utility_account(TOKEN, f"ua{number}", soon(0.3)) for number in range(20)), return_exceptions=True
     )
     assert {type(each) for each in told} == {UpstreamTimeout}
+    assert calls.reachable is None
     vendor.says["account"] = good
     assert (await calls.read_utility_account(TOKEN, "ua1")).id == "ua1"
 

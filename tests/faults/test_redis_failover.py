@@ -134,9 +134,13 @@ class Storm:
 
     async def _from_elsewhere(self, choice: Sequence[str]) -> httpx.Response:
         """The same person on another device, who was told nothing."""
-        walk = self._any().walk()
-        await walk.ready("user_forty")
-        return await self._tap(walk, choice)
+        while True:
+            walk = self._any().walk()
+            try:
+                await walk.ready("user_forty")
+            except httpx.ReadError:  # as above
+                continue
+            return await self._tap(walk, choice)
 
     def _any(self) -> Replica:
         return self.rng.choice(self.replicas)

@@ -159,7 +159,7 @@ class _App(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.middleware_stack is None:
             self.middleware_stack = self.build_middleware_stack()
-        scope["app"] = self
+        scope["app"] = self  # not FastAPI's own: that writes paths into traces
         await self.middleware_stack(scope, receive, send)
 
 

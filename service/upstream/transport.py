@@ -131,10 +131,12 @@ class Transport:
 
         Raises:
             UpstreamBusy: No connection was free in time; nothing was sent.
-            UpstreamTimeout: No complete answer within the time limit.
+            UpstreamTimeout: No complete answer within the time limit; without any time left, nothing was sent.
             UpstreamUnavailable: The connection failed or broke.
             UpstreamMalformed: The body is over `MAX_BODY_BYTES`.
         """
+        if seconds is not None and seconds <= 0:
+            raise UpstreamTimeout
         client = self._lane("common") if fresh else self._kept
         return await self._exchange(client, "GET", url, token=token, seconds=seconds)
 

@@ -76,6 +76,16 @@ async def test_a_read_ends_when_nobody_waits(vendor: RawVendor, over: Transport)
     assert [vendor.count(route) for route in READS] == [1] * len(READS)
 
 
+@pytest.mark.parametrize("seconds", [0.0, -0.001])
+async def test_a_read_whose_time_ran_out_just_before_is_not_begun(
+    vendor: RawVendor, over: Transport, seconds: float
+) -> None:
+    """As in a process that stood still between the last look at the clock and the call."""
+    with pytest.raises(UpstreamTimeout):
+        await over.read(f"{vendor.url}/utility-companies", token=TOKEN, seconds=seconds)
+    assert not vendor.seen
+
+
 async def test_what_acts_is_not_cut(vendor: RawVendor, over: Transport) -> None:
     vendor.says |= {route: after(0.8, vendor.says[route]) for route in ACTS}
     calls, give_up = client_of(vendor, over), soon(0.5)

@@ -148,7 +148,8 @@ class Crowd:
                 self.goodbyes += 1
         await changing
         numbers = [int(each.rpartition("_")[2]) for each in ids]
-        assert numbers == list(range(1, len(ids) + 1))
+        # What came before the stream began is part of the state that it begins with.
+        assert numbers == list(range(numbers[0], numbers[0] + len(ids)))
         return names
 
     async def _change(self, walk: Walk) -> None:

@@ -165,8 +165,8 @@ async def test_a_caller_who_leaves_does_not_abort_the_call(vendor: RawVendor) ->
 
 async def test_an_abandoned_call_gives_its_slot_back_at_its_own_deadline(vendor: RawVendor) -> None:
     vendor.says["job"] = silence
-    async with transport(0.4, connections=1) as over:
-        call = asyncio.create_task(over.read(f"{vendor.url}/jobs/1", token=TOKEN))
+    async with transport(60, connections=1, pool_wait=GENEROUS_SECONDS) as over:
+        call = asyncio.create_task(over.read(f"{vendor.url}/jobs/1", token=TOKEN, seconds=0.4))
         await arrived(vendor)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):

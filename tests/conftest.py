@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import logging
+import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -53,6 +54,12 @@ def _logs() -> None:
     configure_logs("DEBUG")
     logging.getLogger("omniconnect").setLevel(logging.DEBUG)
     structlog.configure(logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _Recorded())))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """A shell starts what is to run in the background with SIGINT ignored, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -361,7 +361,6 @@ def _tenant(shared: _Shared, name: str, tenant: str, rule: TenantRule) -> _Tenan
         doors=shared.doors,
         keys=keys,
         key_ring=shared.key_ring,
-        tasks=tasks,
         clock=clock,
     )
     cadence = Cadence(poll=settings.poll_seconds, lease=settings.poll_lease_seconds)

@@ -12,7 +12,6 @@ from service.clock import LONGEST_WAIT_SECONDS, Clock
 from service.errors import ServiceError, StoreUnavailable, ValidationRequired
 from service.link.flow import Event, State, move, state_of
 from service.link.limits import Doors
-from service.link.tasks import Tasks
 from service.link.token import TokenSource
 from service.stores.keys import Keys
 from service.stores.records import SessionRecord, ValidationRecord
@@ -50,7 +49,6 @@ class Accounts:
         doors: Doors,
         keys: Keys,
         key_ring: KeyRing,
-        tasks: Tasks,
         clock: Clock,
     ) -> None:
         self._client = client
@@ -59,9 +57,8 @@ class Accounts:
         self._doors = doors
         self._keys = keys
         self._key_ring = key_ring
-        self._tasks = tasks
         self._clock = clock
-        self._reading: dict[tuple[str, ...], asyncio.Task[dict[str, bytes]]] = {}
+        self._reading: dict[tuple[str, ...], asyncio.Future[dict[str, bytes]]] = {}
 
     async def list(self, session: SessionRecord, *, read_again: bool) -> FoundAccounts:
         """All service accounts of all validations that succeeded; once linked, only those that are known already.
@@ -104,18 +101,28 @@ class Accounts:
         return sealed
 
     async def _read_shared(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
-        """One read at a time per session, however many ask; it goes on if they leave.
+        """One read at a time per session, however many ask: the first one reads for all who come meanwhile.
 
         It ends when the first of them has waited as long as a caller may, and what it has by then is kept.
         """
         flight = (session.id, *account_ids)
         running = self._reading.get(flight)
-        if running is None:
-            give_up = self._clock.monotonic() + LONGEST_WAIT_SECONDS
-            running = self._tasks.spawn(self._read_and_keep(session, account_ids, give_up), name="read accounts")
-            self._reading[flight] = running
-            running.add_done_callback(lambda _: self._reading.pop(flight, None))
-        return await asyncio.shield(running)
+        if running is not None:
+            return await asyncio.shield(running)
+        # Not in a task of its own, which costs more than all else here: a request goes on when its caller leaves.
+        running = self._reading[flight] = asyncio.get_running_loop().create_future()
+        try:
+            read = await self._read_and_keep(session, account_ids, self._clock.monotonic() + LONGEST_WAIT_SECONDS)
+        except Exception as error:
+            running.set_exception(error)
+            running.exception()  # nobody may be waiting for it
+            raise
+        else:
+            running.set_result(read)
+            return read
+        finally:
+            del self._reading[flight]
+            running.cancel()  # who waits is cancelled with it; what is done stays
 
     async def _read_and_keep(
         self, session: SessionRecord, account_ids: Sequence[str], give_up: float
@@ -189,22 +196,23 @@ def _view(found: UtilityAccount) -> dict[str, Any]:
 
 
 def _service_view(account: ServiceAccount) -> dict[str, Any]:
-    address = account.address
+    address = account.get("address")
     view: dict[str, Any] = {
-        "id": account.id,
+        "id": account["id"],
         "address": {
-            "street": address.street,
-            "city": address.city,
-            "state": address.state,
-            "postalCode": address.postal_code,
+            "street": address.get("street"),
+            "city": address.get("city"),
+            "state": address.get("state"),
+            "postalCode": address.get("postalCode"),
         }
-        if address
+        if address is not None
         else None,
     }
-    if account.meter_number is not None:
-        view["meterNumber"] = account.meter_number
-    if account.legal_names is not None:
-        view["legalNames"] = account.legal_names
+    meter_number, legal_names = account.get("meterNumber"), account.get("legalNames")
+    if meter_number is not None:
+        view["meterNumber"] = meter_number
+    if legal_names is not None:
+        view["legalNames"] = legal_names
     return view
 
 

@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Required, TypeVar
 
 import orjson
 from pydantic import (
@@ -18,7 +18,8 @@ from pydantic import (
     ValidationError,
 )
 from pydantic_core import CoreSchema
-from pydantic_core.core_schema import with_default_schema
+from pydantic_core.core_schema import no_info_plain_validator_function, union_schema
+from typing_extensions import TypedDict
 
 from service.errors import UpstreamMalformed
 from service.telemetry import dropped
@@ -54,7 +55,7 @@ UpstreamId = Annotated[str, StringConstraints(pattern=UPSTREAM_ID)]
 Text = Annotated[str, StringConstraints(max_length=512)]
 
 
-def _left_out() -> None:
+def _left_out(_value: object) -> None:
     dropped("optional_field")
 
 
@@ -62,7 +63,8 @@ class _IfFits:
     """What the flow can do without is left out when it does not fit; its neighbours stay."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return with_default_schema(handler(source), default_factory=_left_out, on_error="default")
+        anything = no_info_plain_validator_function(_left_out)
+        return union_schema([handler(source), anything], mode="left_to_right")
 
 
 OptionalText = Annotated[Text | None, _IfFits()]
@@ -98,24 +100,22 @@ class Company(_Lenient):
     login_url: Annotated[str, StringConstraints(max_length=2048)] | None = Field(None, alias="loginUrl")
 
 
-class Address(_Lenient):
+class Address(TypedDict, total=False):
     """Where a service account's meter is."""
 
-    street: OptionalText = None
-    city: OptionalText = None
-    state: OptionalText = None
-    postal_code: OptionalText = Field(None, alias="postalCode")
+    street: OptionalText
+    city: OptionalText
+    state: OptionalText
+    postalCode: OptionalText
 
 
-class ServiceAccount(_Lenient):
-    """One metered account at a utility."""
+class ServiceAccount(TypedDict, total=False):
+    """One metered account at a utility, by the vendor's own names: it is passed on, not worked with."""
 
-    id: UpstreamId
-    address: Annotated[Address | None, _IfFits()] = None
-    meter_number: OptionalText = Field(None, alias="meterNumber")
-    legal_names: Annotated[Annotated[list[Text], Field(max_length=50)] | None, _IfFits()] = Field(
-        None, alias="legalNames"
-    )
+    id: Required[UpstreamId]
+    address: Annotated[Address | None, _IfFits()]
+    meterNumber: OptionalText
+    legalNames: Annotated[Annotated[list[Text], Field(max_length=50)] | None, _IfFits()]
 
 
 class _UtilityAccountBody(_Lenient):
@@ -173,6 +173,7 @@ class JobAnswer:
 
 
 _COMPANIES: Final = TypeAdapter(Annotated[list[Any], Field(max_length=MAX_COMPANIES)])
+_SERVICE_ACCOUNT: Final = TypeAdapter(ServiceAccount)
 
 
 def parse_token(body: bytes) -> FetchedToken:
@@ -269,18 +270,15 @@ def parse_utility_account(body: bytes) -> UtilityAccount:
     unknown_fields = 0
     for entry in fields.service_accounts:
         try:
-            account = ServiceAccount.model_validate(entry)
+            account = _SERVICE_ACCOUNT.validate_python(entry)
         except ValidationError:
             dropped("service_account")
             continue
-        unknown_fields += len(entry.keys() - _SERVICE_ACCOUNT_FIELDS)
-        known.setdefault(account.id, account)
+        unknown_fields += len(entry) - len(account)
+        known.setdefault(account["id"], account)
     if unknown_fields:
         dropped("service_account_field", unknown_fields)
     return UtilityAccount(fields.id, fields.name, tuple(known.values()))
-
-
-_SERVICE_ACCOUNT_FIELDS: Final = frozenset({"id", "address", "meterNumber", "legalNames"})
 
 
 def _validate(model: type[_Model], body: bytes) -> _Model:

@@ -68,32 +68,58 @@ async def test_accounts_are_read_once_and_then_kept(shared: Replica, vendor: San
     assert vendor.world.calls.all("account") == []
 
 
+class Held:
+    """Reads of the vendor that wait until so many have asked for the accounts."""
+
+    def __init__(self, shared: Replica, monkeypatch: pytest.MonkeyPatch, *, until: int) -> None:
+        accounts = shared.app.state.steps.accounts
+        list_accounts, read_account = accounts.list, accounts._client.read_utility_account
+        self.first_has_asked = asyncio.Event()
+        all_have_asked = asyncio.Event()
+        asked: list[None] = []
+
+        async def list_counted(*args: Any, **options: Any) -> Any:
+            asked.append(None)
+            if len(asked) == until:
+                all_have_asked.set()
+            return await list_accounts(*args, **options)
+
+        async def read_late(*args: Any) -> Any:
+            self.first_has_asked.set()
+            await all_have_asked.wait()
+            return await read_account(*args)
+
+        monkeypatch.setattr(accounts, "list", list_counted)
+        monkeypatch.setattr(accounts._client, "read_utility_account", read_late)
+
+
 async def test_no_cache_reads_again_once_for_all_who_ask(
     shared: Replica, vendor: SandboxServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walk = shared.walk()
     ids = await walk.ready()
     vendor.world.calls.clear()
-    accounts = shared.app.state.steps.accounts
-    list_accounts, read_account = accounts.list, accounts._client.read_utility_account
-    asked: list[None] = []
-    all_have_asked = asyncio.Event()
-
-    async def list_counted(*args: Any, **options: Any) -> Any:
-        asked.append(None)
-        if len(asked) == 30:
-            all_have_asked.set()
-        return await list_accounts(*args, **options)
-
-    async def read_late(*args: Any) -> Any:
-        await all_have_asked.wait()
-        return await read_account(*args)
-
-    monkeypatch.setattr(accounts, "list", list_counted)
-    monkeypatch.setattr(accounts._client, "read_utility_account", read_late)
+    Held(shared, monkeypatch, until=30)
     answers = await asyncio.gather(*(walk.accounts(**{"Cache-Control": "max-age=0, No-Cache"}) for _ in range(30)))
     assert {answer.status_code for answer in answers} == {200}
     assert all([each["id"] for each in answer.json()["serviceAccounts"]] == ids for answer in answers)
+    assert len(vendor.world.calls.all("account")) == 1
+
+
+async def test_who_asked_first_may_leave_and_the_others_are_answered(
+    shared: Replica, vendor: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = shared.walk()
+    ids = await walk.ready()
+    vendor.world.calls.clear()
+    held = Held(shared, monkeypatch, until=2)
+    first = asyncio.create_task(walk.accounts(**{"Cache-Control": "no-cache"}))
+    await held.first_has_asked.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    answer = await walk.accounts(**{"Cache-Control": "no-cache"})
+    assert [each["id"] for each in answer.json()["serviceAccounts"]] == ids
     assert len(vendor.world.calls.all("account")) == 1
 
 

@@ -28,6 +28,9 @@ from service.upstream.wire import JobAnswer
 __all__ = ["Cadence", "Watchers"]
 
 _MOST_TAKEN_AT_ONCE: Final = 50
+_TAKE_MORE_SECONDS: Final = 0.1
+"""Until a process that took as many as it may takes more: the others shall have their share."""
+
 _JITTER: Final = 0.1
 _SLOWEST_SECONDS: Final = 5.0
 _LAST_CALLS_SECONDS: Final = 12.0
@@ -188,14 +191,17 @@ class Watchers:
         """Renew leases and take over orphaned jobs, for as long as the process lives."""
         with self._notices.watch(self._jobs.topic) as watch:
             while True:
+                taken = 0
                 try:
-                    await self._renew()
+                    taken = await self._renew(most=_MOST_TAKEN_AT_ONCE)
                 except StoreUnavailable:
                     if self._running:
                         log.warning("leases_not_renewed", jobs=len(self._running))
-                await watch.changed(self._cadence.lease / 4)
+                pause = self._cadence.lease / 4
+                await watch.changed(pause if taken < _MOST_TAKEN_AT_ONCE else min(pause, _TAKE_MORE_SECONDS))
 
-    async def _renew(self, *, most: int = _MOST_TAKEN_AT_ONCE) -> None:
+    async def _renew(self, *, most: int) -> int:
+        """Renew all leases, and take over up to `most` orphaned jobs; how many there were."""
         known = list(self._running)
         held_until = self._clock.monotonic() + self._cadence.lease
         held = await self._jobs.renew(known, most=most)
@@ -211,6 +217,7 @@ class Watchers:
                 resumed = self._tasks.spawn(self._resume(job), name="resume validation")
                 self._running[job] = _Watched(resumed, held_until)
         self._tell_running()
+        return len(held.taken)
 
     async def release(self) -> None:
         """Stop polling and let other processes take over at once.

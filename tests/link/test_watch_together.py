@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.errors import StoreUnavailable
-from service.link import changes
+from service.link import changes, watch
 from service.link.tasks import Tasks
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
@@ -99,6 +99,20 @@ async def test_a_stopping_instance_hands_its_jobs_over_at_once(
         async with asyncio.timeout(HANG_GUARD_SECONDS):
             finished = await walk.at(staying.client).validation(started["id"], wait=25)
         assert finished.json()["validation"]["state"] == "succeeded"
+
+
+async def test_however_many_jobs_it_hands_over(
+    valkey: str, upstream: SandboxServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_MOST_TAKEN_AT_ONCE", 1)
+    settings = make_settings(valkey, upstream.url, prefix, poll_lease_seconds=60)
+    async with running_replica(settings):
+        async with running_replica(settings) as leaving:
+            for _ in range(4):
+                await (await leaving.walk().open()).validate("user_never", wait=None)
+            await eventually(lambda: len(polls(upstream)) == 4)
+        upstream.world.calls.clear()
+        await eventually(lambda: len(polls(upstream)) == 4, seconds=HANG_GUARD_SECONDS)
 
 
 async def test_a_stopping_instance_waits_for_the_answer_to_credentials_that_it_has_sent(

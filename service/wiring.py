@@ -28,7 +28,7 @@ from service.link.limits import Doors, Lockout
 from service.link.logos import Logos
 from service.link.providers import Providers
 from service.link.returns import ReturnUrls
-from service.link.sessions import Sessions
+from service.link.sessions import LONGEST_TTL_SECONDS, Sessions
 from service.link.settle import Settlement
 from service.link.tasks import Tasks
 from service.link.token import TokenSource
@@ -62,6 +62,7 @@ _DRAIN_SECONDS: Final = 15.0
 
 _PING_SECONDS: Final = 2.0
 _GUARD_KEEP_MS: Final = 24 * 3600 * 1000
+"""At least; a session asks the guards what became of its calls for as long as it can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +297,7 @@ def _tenant(shared: _Shared, name: str, tenant: str, rule: TenantRule) -> _Tenan
         keys=keys,
         lease_ms=int(timing.claim_lease * 1000),
         sent_lease_ms=int(timing.sent_lease * 1000),
-        keep_ms=_GUARD_KEEP_MS,
+        keep_ms=max(_GUARD_KEEP_MS, LONGEST_TTL_SECONDS * 1000 + sessions.retention_ms),
     )
     # Of its own: a vendor that hangs for one tenant takes no connection of another's.
     transport = Transport(

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from service.link.sessions import LONGEST_TTL_SECONDS
+
 __all__ = [
     "CreateLink",
     "CreateSession",
@@ -67,7 +69,7 @@ class CreateSession(_Request):
         ],
         Field(max_length=16),
     ] = Field(default_factory=dict, description="Up to 16 keys that come back with the session.")
-    ttl_seconds: Annotated[int, Field(ge=60, le=4 * 3600), BeforeValidator(_whole)] | None = Field(
+    ttl_seconds: Annotated[int, Field(ge=60, le=LONGEST_TTL_SECONDS), BeforeValidator(_whole)] | None = Field(
         None, description="How long the session lives; 30 minutes by default."
     )
     hosted: Hosted | None = Field(

@@ -28,6 +28,7 @@ from service.telemetry import log
 __all__ = ["Invited", "Opened", "Sessions"]
 
 DEFAULT_TTL_SECONDS: Final = 30 * 60
+LONGEST_TTL_SECONDS: Final = 4 * 3600
 
 
 @dataclass(frozen=True, slots=True)

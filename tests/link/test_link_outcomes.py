@@ -4,9 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from service.sandbox.server import SandboxServer
-from tests.conftest import MovableClock, Replica
+from tests.conftest import MovableClock, Replica, make_settings, running_replica
 from tests.link.waiting import until
 
 
@@ -124,3 +125,18 @@ async def test_what_was_decided_outlives_the_session(replica: Replica, clock: Mo
     before = (await walk.show()).json()["session"]
     clock.forward(3600)
     assert (await walk.show()).json()["session"] == before
+
+
+@pytest.mark.parametrize("retention_hours", [24, 72])
+async def test_what_became_of_a_link_call_is_known_as_long_as_its_session_can_be_read(
+    valkey: str, upstream: SandboxServer, prefix: str, retention_hours: float
+) -> None:
+    settings = make_settings(valkey, upstream.url, prefix, retention_hours=retention_hours)
+    async with running_replica(settings) as replica, Redis.from_url(valkey, decode_responses=True) as redis:
+        walk = await replica.walk().open(ttlSeconds=4 * 3600)
+        await walk.link(await walk.ready("user_link_lost"))
+        guards = [key async for key in redis.scan_iter(f"{prefix}:{{g:*")]
+        assert len(guards) == 2
+        session_ends = await redis.pexpiretime(f"{prefix}:{{s:{walk.id}}}")
+        for guard in guards:
+            assert await redis.pexpiretime(guard) >= session_ends

@@ -164,9 +164,15 @@ class Validations:
         account = self._counted_by(session, provider_id, credentials, address) if credentials else ""
         left = await self._lockout.spend(account) if account else 0
         job = Job(session.id, f"val_{secrets.token_hex(12)}")
-        held_until = await self._watchers.claim(job)
-        # Should Redis fail here, the claim stays: the validation may be written down, and must not stay pending.
-        added = await self._add(session, job, company, account=account, attempts_left=left)
+        try:
+            held_until = await self._watchers.claim(job)
+            # Should Redis fail here, the claim stays: the validation may be written down, and must not stay pending.
+            added = await self._add(session, job, company, account=account, attempts_left=left)
+        except StoreUnavailable:
+            if account:
+                with suppress(StoreUnavailable):
+                    await self._lockout.give_back(account)
+            raise
         if added.verdict != "added":
             await self._watchers.drop(job)
             if account:

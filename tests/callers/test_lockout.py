@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from service.errors import TooManyAttempts
+from service.errors import StoreUnavailable, TooManyAttempts
 from service.link import limits as figures
 from service.link.limits import Lockout
 from service.sandbox.server import SandboxServer
@@ -198,6 +198,23 @@ async def test_what_was_not_sent_is_not_counted(replica: Replica) -> None:
     await closed.close()
     assert (await closed.validate("person", WRONG)).status_code == 409
     assert left(await attempt(replica, "person")) == 3
+
+
+@pytest.mark.parametrize("lost", ["claim", "_add"])
+async def test_what_redis_lost_before_it_was_sent_is_not_counted(
+    replica: Replica, upstream: SandboxServer, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    validations = replica.app.state.steps.validations
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable
+
+    with monkeypatch.context() as away:
+        away.setattr(validations._watchers if lost == "claim" else validations, lost, fail)
+        for _ in range(6):  # more than an account may try
+            assert (await attempt(replica, "person")).status_code == 503
+    assert upstream.world.calls.all("jobs") == []
+    assert left(await attempt(replica, "person")) == 4
 
 
 @pytest.fixture

@@ -148,6 +148,22 @@ async def test_the_answer_arrives_though_the_polling_process_was_killed(
         assert upstream.world.calls.all("jobs") == []
 
 
+async def test_jobs_that_redis_has_forgotten_are_polled_on(
+    settings: Settings, valkey: str, upstream: SandboxServer
+) -> None:
+    """The server with the jobs was lost, and those with the sessions were not."""
+    async with running_replica(settings) as replica, Redis.from_url(valkey) as redis:
+        walk = await replica.walk().open()
+        started = (await walk.validate("user_never", wait=None)).json()["validation"]
+        job = (await eventually(lambda: list(polls(upstream))))[0]
+        watchers = replica.app.state.steps.validations._watchers
+        assert await redis.delete(*watchers._jobs._names) == 2
+        await watchers._renew(most=0)
+        upstream.world.finish(job.rsplit("/", 1)[1], "success")
+        finished = (await walk.validation(started["id"], wait=5)).json()["validation"]
+        assert finished["state"] == "succeeded"
+
+
 async def test_credentials_whose_process_was_killed_are_interrupted_and_not_sent_again(
     settings: Settings, upstream: SandboxServer
 ) -> None:

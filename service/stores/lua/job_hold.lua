@@ -6,7 +6,9 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lost, taken = {}, {}
 for i = 6, #ARGV do
-  if i < 6 + fresh or redis.call('HGET', KEYS[2], ARGV[i]) == me then
+  local holder = redis.call('HGET', KEYS[2], ARGV[i])
+  -- Redis may have lost what it knew of a job, and then nobody else would ever take it over; one that was released is still listed.
+  if i < 6 + fresh or holder == me or not (holder or redis.call('ZSCORE', KEYS[1], ARGV[i])) then
     redis.call('ZADD', KEYS[1], now + lease, ARGV[i])
     redis.call('HSET', KEYS[2], ARGV[i], me)
   else

@@ -204,7 +204,9 @@ class Watchers:
         """Renew all leases, and take over up to `most` orphaned jobs; how many there were."""
         known = list(self._running)
         held_until = self._clock.monotonic() + self._cadence.lease
-        held = await self._jobs.renew(known, most=most)
+        unsent = [job for job in known if job in self._beginning]
+        sent = [job for job in known if job not in self._beginning]
+        held = await self._jobs.renew(sent=sent, unsent=unsent, most=most)
         for job in held.lost:
             watched = self._running.pop(job, None)
             if watched is not None:

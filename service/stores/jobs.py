@@ -56,20 +56,25 @@ class JobStore:
 
     async def hold(self, job: Job) -> None:
         """Claim a new job, before anything is sent for it."""
-        await self._hold(most=0, fresh=[job], known=[])
+        await self._hold(most=0, fresh=[job])
 
-    async def renew(self, known: Sequence[Job], *, most: int) -> Held:
-        """Renew the leases of this process, and take over up to `most` jobs whose holder has stopped renewing."""
-        return await self._hold(most=most, fresh=[], known=known)
+    async def renew(self, *, sent: Sequence[Job], unsent: Sequence[Job], most: int) -> Held:
+        """Renew the leases of this process, and take over up to `most` jobs whose holder has stopped renewing.
+
+        What Redis has forgotten of jobs that were `sent` to the vendor is written down anew.
+        """
+        return await self._hold(most=most, sent=sent, unsent=unsent)
 
     async def drop(self, jobs: Sequence[Job], how: Literal["finished", "release"]) -> None:
         """Let go of jobs: finished ones for good, others so that another process takes them over at once."""
         args = [self._holder, how, self._channel, self.topic, *(job.encode() for job in jobs)]
         await self._store.run("job_drop", keys=self._names, args=args)
 
-    async def _hold(self, *, most: int, fresh: Sequence[Job], known: Sequence[Job]) -> Held:
-        jobs = [job.encode() for job in (*fresh, *known)]
-        args: list[str | int] = [self._holder, self._lease_ms, most, _KEEP_MS, len(fresh), *jobs]
+    async def _hold(
+        self, *, most: int, fresh: Sequence[Job] = (), sent: Sequence[Job] = (), unsent: Sequence[Job] = ()
+    ) -> Held:
+        jobs = [job.encode() for job in (*fresh, *sent, *unsent)]
+        args: list[str | int] = [self._holder, self._lease_ms, most, _KEEP_MS, len(fresh), len(sent), *jobs]
         answer = await self._store.run("job_hold", keys=self._names, args=args)
         lost = int(answer[0])
         decoded = [Job.decode(text) for text in answer[1:]]

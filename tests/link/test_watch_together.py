@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from service.errors import StoreUnavailable
@@ -14,6 +15,9 @@ from service.link.tasks import Tasks
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
 from service.stores import notices
+from service.stores.connection import Store
+from service.stores.jobs import Job, JobStore
+from service.stores.keys import Keys
 from tests.conftest import Replica, make_settings, running_replica
 from tests.processes import eventually, serving
 
@@ -162,6 +166,20 @@ async def test_jobs_that_redis_has_forgotten_are_polled_on(
         upstream.world.finish(job.rsplit("/", 1)[1], "success")
         finished = (await walk.validation(started["id"], wait=5)).json()["validation"]
         assert finished["state"] == "succeeded"
+
+
+async def test_a_job_that_is_still_to_be_sent_is_not_held_anew(valkey: str, prefix: str) -> None:
+    """Its process stood still, another one has given it up, and the person may have been told so."""
+    sent, unsent = Job("ses_1", "val_1"), Job("ses_2", "val_2")
+    async with Store(SecretStr(valkey), command_seconds=5) as store:
+        stood, other = [JobStore(store=store, keys=Keys(prefix, "t"), lease_ms=60_000) for _ in range(2)]
+        for job in (sent, unsent):
+            await stood.hold(job)
+            await other.hold(job)
+        await other.drop([sent, unsent], "finished")
+        held = await stood.renew(sent=[sent], unsent=[unsent], most=1)
+        assert (held.lost, held.taken) == ([unsent], [])
+        assert (await other.renew(sent=[sent], unsent=[], most=1)).lost == [sent]
 
 
 async def test_credentials_whose_process_was_killed_are_interrupted_and_not_sent_again(

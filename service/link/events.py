@@ -110,7 +110,7 @@ class Stream:
         """All news, as they come; ends with the session, with the stream's life, and when its token is replaced."""
         now = self._clock.monotonic()
         until = now + LIFE_SECONDS * random.uniform(0.9, 1)  # noqa: S311 -- spreads load
-        beat, beats = now + HEARTBEAT_SECONDS, 0
+        beat, renewal = now + HEARTBEAT_SECONDS, now + 2 * HEARTBEAT_SECONDS
         yield News((), None, _retry())
         while not self.gone:
             pause = HEARTBEAT_SECONDS
@@ -130,14 +130,16 @@ class Stream:
                 elif state is State.OPEN:
                     pause = max(1.0, (session.expires - self._clock.now()) / 1000)
             now = self._clock.monotonic()
+            if now >= renewal:
+                with suppress(StoreUnavailable):  # the next heartbeat tries again
+                    # Others take it while Redis is away for longer than it was held, or this process stands still.
+                    until = until if await self.hold() else now
+                    renewal = now + 2 * HEARTBEAT_SECONDS
             if now >= until or self._changes.draining:
                 yield News((), None, _retry())
                 return
             if now >= beat:
-                beat, beats = now + HEARTBEAT_SECONDS, beats + 1
-                if beats % 2 == 0:
-                    with suppress(StoreUnavailable):
-                        await self.hold()
+                beat = now + HEARTBEAT_SECONDS
                 yield News((), None)
             await following.changed(min(beat - now, until - now, pause))
 

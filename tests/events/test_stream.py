@@ -150,6 +150,32 @@ async def test_places_of_a_dead_process_are_free_after_a_while(replica: Replica,
         assert await stream.next() is not None
 
 
+async def test_a_stream_whose_place_others_took_says_goodbye(
+    replica: Replica, clock: MovableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.05)
+    walk = await replica.walk().open()
+    sessions = replica.app.state.steps.events._sessions
+    hold = sessions.hold_stream
+
+    async def fails(*_: object, **__: object) -> bool:
+        tried.set()
+        raise StoreUnavailable
+
+    async with listening(walk) as stream:
+        await stream.next()
+        tried = asyncio.Event()
+        monkeypatch.setattr(sessions, "hold_stream", fails)
+        await tried.wait()
+        clock.forward(46)
+        for name in ("a", "b", "c"):
+            assert await hold(walk.id, name, now=clock.now(), hold_ms=45_000, most=3)
+        monkeypatch.setattr(sessions, "hold_stream", hold)
+        async with asyncio.timeout(5):
+            assert await stream.rest() == []
+    assert len(stream.retries) == 2
+
+
 async def test_heartbeats_keep_it_open_and_its_life_is_bounded(
     replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from service.link import events
 from tests.conftest import MovableClock, Replica
 from tests.events.sse import listening
 from tests.processes import eventually
+from tests.walk import SRP
 
 
 async def test_first_event_is_where_the_session_is_now(replica: Replica) -> None:
@@ -95,6 +96,21 @@ async def test_ends_with_the_session_and_then_there_is_nothing_to_come_back_for(
     assert (again.status_code, again.content) == (204, b"")
     async with listening(walk) as stream:
         assert [event.name for event in await stream.rest()] == ["session.closed"]
+
+
+@pytest.mark.parametrize("how", ["closed", "linked"])
+async def test_nothing_is_told_after_the_end(replica: Replica, how: str) -> None:
+    walk = await replica.walk().open()
+    await walk.validate("user_one")
+    ids = await walk.account_ids()
+    pending = (await walk.validate("user_never", provider=SRP, wait=None)).json()["validation"]["id"]
+    await (walk.close() if how == "closed" else walk.link(ids))
+    assert (await walk.validation(pending, wait=20)).json()["validation"]["reason"] == "canceled"
+    async with listening(walk) as stream:
+        (last,) = await stream.rest()
+    assert last.name == {"closed": "session.closed", "linked": "link.created"}[how]
+    again = await replica.client.get(f"{walk.path}/events", headers=walk.headers | {"Last-Event-ID": last.id})
+    assert again.status_code == 204
 
 
 async def test_expiry_is_told_once_and_alike(replicas: list[Replica], clock: MovableClock) -> None:

@@ -1,6 +1,7 @@
 """Sessions as they change, for all in this process who wait: one subscription, and one read for each change."""
 
 import asyncio
+import random
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -16,6 +17,9 @@ __all__ = ["Changes", "Following"]
 
 _LOOK_AGAIN_SECONDS: Final = 10.0
 """A notice may be lost; so late is what it told seen at the latest."""
+
+_TRY_AGAIN_SECONDS: Final = 2.0
+"""After a read that failed: what the notice told is still unread."""
 
 
 class Changes:
@@ -98,7 +102,7 @@ class Following:
 class _Room:
     """All in this process who follow one session."""
 
-    __slots__ = ("_again", "_changes", "_followers", "_id", "_reading", "failed", "looked_at", "session")
+    __slots__ = ("_again", "_changes", "_followers", "_id", "_reading", "_rest", "failed", "looked_at", "session")
 
     def __init__(self, changes: Changes, session_id: str) -> None:
         self._changes = changes
@@ -106,6 +110,7 @@ class _Room:
         self._followers: set[Following] = set()
         self._reading = False
         self._again = False
+        self._rest: asyncio.TimerHandle | None = None
         self.session: SessionRecord | None = None
         self.failed = False
         self.looked_at: float | None = None
@@ -119,16 +124,36 @@ class _Room:
     def leave(self, follower: Following) -> None:
         self._followers.discard(follower)
         if not self._followers:
+            self._wake_up()
             self._changes.notices.detach(self._id, self)
             self._changes.forget(self._id)
 
     def wake(self) -> None:
-        """It changed, or may have. A read that is under way may have been too early."""
+        """It changed, or may have. A read that is under way may have been too early.
+
+        After a read that failed, and without a subscription, Redis is left alone for a while: with thousands of
+        sessions a process would do little else.
+        """
         if self._reading:
             self._again = True
-        else:
-            self._reading = True
-            self._changes.tasks.spawn(self._read(), name="read session")
+        elif self._rest is None or self._changes.notices.subscribed.is_set():
+            self._look()
+
+    def _look(self) -> None:
+        self._wake_up()
+        self._reading = True
+        self._changes.tasks.spawn(self._read(), name="read session")
+
+    def _sleep(self) -> None:
+        """Look again later, though no notice may come any more; for nobody, it finds nobody."""
+        usual = _TRY_AGAIN_SECONDS if self._changes.notices.subscribed.is_set() else _LOOK_AGAIN_SECONDS
+        seconds = usual * random.uniform(0.5, 1.5)  # noqa: S311 -- spreads load
+        self._rest = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _wake_up(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
 
     def look_if_old(self) -> None:
         at = self.looked_at
@@ -155,5 +180,7 @@ class _Room:
                     self.failed = failed
                     self.looked_at = self._changes.clock.monotonic()
                     self.tell()
+                if failed:
+                    return self._sleep()
         finally:
             self._reading = False

@@ -131,10 +131,11 @@ class Stream:
                     pause = max(1.0, (session.expires - self._clock.now()) / 1000)
             now = self._clock.monotonic()
             if now >= renewal:
-                with suppress(StoreUnavailable):  # the next heartbeat tries again
+                renewal = now + HEARTBEAT_SECONDS
+                with suppress(StoreUnavailable):
                     # Others take it while Redis is away for longer than it was held, or this process stands still.
                     until = until if await self.hold() else now
-                    renewal = now + 2 * HEARTBEAT_SECONDS
+                    renewal += HEARTBEAT_SECONDS
             if now >= until or self._changes.draining:
                 yield News((), None, _retry())
                 return

@@ -1,6 +1,7 @@
 """Server-sent events of a session: what is told, in which order, and to whom."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -279,6 +280,52 @@ async def test_survives_an_outage_of_redis(replica: Replica, monkeypatch: pytest
         monkeypatch.setattr(changes.sessions, "read", read)
         await walk.close()
         assert [event.name for event in await stream.rest()] == ["session.closed"]
+
+
+async def test_a_change_whose_read_failed_is_told_without_another_notice(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = await replica.walk().open()
+    changes = replica.app.state.steps.changes
+    async with listening(walk) as stream:
+        await stream.next()
+        reads = _failing_reads(changes, monkeypatch)
+        await walk.close()
+        await eventually(lambda: reads)
+        monkeypatch.undo()
+        async with asyncio.timeout(8):  # before the next heartbeat
+            assert [event.name for event in await stream.rest()] == ["session.closed"]
+
+
+async def test_redis_is_left_alone_while_it_is_away(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = await replica.walk().open()
+    changes = replica.app.state.steps.changes
+    async with listening(walk) as stream:
+        await stream.next()
+        reads = _failing_reads(changes, monkeypatch)
+        changes.notices.subscribed.clear()
+        for _ in range(50):
+            changes.notices.wake_all()  # as whenever a subscription does not come about
+            await asyncio.sleep(0)
+        assert len(reads) <= 2
+        await walk.close()
+        monkeypatch.undo()
+        changes.notices.subscribed.set()
+        changes.notices.wake_all()
+        async with asyncio.timeout(5):
+            assert [event.name for event in await stream.rest()] == ["session.closed"]
+
+
+def _failing_reads(changes: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fail what is read for those who follow a session, and nothing else; what was read."""
+    reads: list[str] = []
+
+    async def fails(session_id: str) -> Any:
+        reads.append(session_id)
+        raise StoreUnavailable
+
+    monkeypatch.setattr(changes, "sessions", SimpleNamespace(read=fails))
+    return reads
 
 
 async def test_a_read_that_breaks_leaves_nobody_waiting(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:

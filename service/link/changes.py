@@ -13,10 +13,10 @@ from service.stores.notices import Notices
 from service.stores.records import SessionRecord
 from service.stores.sessions import SessionStore
 
-__all__ = ["Changes", "Following"]
+__all__ = ["LOOK_AGAIN_SECONDS", "Changes", "Following"]
 
-_LOOK_AGAIN_SECONDS: Final = 10.0
-"""A notice may be lost; so late is what it told seen at the latest."""
+LOOK_AGAIN_SECONDS: Final = 10.0
+"""A notice may be lost; so old may be what is known when somebody looks. Streams look at every heartbeat."""
 
 _TRY_AGAIN_SECONDS: Final = 2.0
 """After a read that failed: what the notice told is still unread."""
@@ -146,7 +146,7 @@ class _Room:
 
     def _sleep(self) -> None:
         """Look again later, though no notice may come any more; for nobody, it finds nobody."""
-        usual = _TRY_AGAIN_SECONDS if self._changes.notices.subscribed.is_set() else _LOOK_AGAIN_SECONDS
+        usual = _TRY_AGAIN_SECONDS if self._changes.notices.subscribed.is_set() else LOOK_AGAIN_SECONDS
         seconds = usual * random.uniform(0.5, 1.5)  # noqa: S311 -- spreads load
         self._rest = asyncio.get_running_loop().call_later(seconds, self._look)
 
@@ -157,7 +157,7 @@ class _Room:
 
     def look_if_old(self) -> None:
         at = self.looked_at
-        if at is not None and self._changes.clock.monotonic() - at > _LOOK_AGAIN_SECONDS:
+        if at is not None and self._changes.clock.monotonic() - at > LOOK_AGAIN_SECONDS:
             self.wake()
 
     def tell(self) -> None:

@@ -26,7 +26,7 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
-from service.link.changes import Changes
+from service.link.changes import LOOK_AGAIN_SECONDS, Changes
 from service.link.flow import require_open
 from service.link.limits import Doors, Lockout
 from service.link.providers import Providers
@@ -326,7 +326,7 @@ class Validations:
                 left = until - self._clock.monotonic()
                 if validation.state != "pending" or left <= 0 or self._changes.draining:
                     return validation
-                await following.changed(left)
+                await following.changed(min(left, LOOK_AGAIN_SECONDS))
 
     async def give_up(self, session: SessionRecord, validation_id: str) -> ValidationRecord:
         """Give up a validation that is pending; a finished one stays as it is.

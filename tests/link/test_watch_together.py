@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from service.errors import StoreUnavailable
-from service.link import changes, watch
+from service.link import changes, validate, watch
 from service.link.tasks import Tasks
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
@@ -26,7 +26,7 @@ HANG_GUARD_SECONDS = 10
 
 @pytest.fixture
 def _only_notices_wake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "_LOOK_AGAIN_SECONDS", 60.0)
+    monkeypatch.setattr(changes, "LOOK_AGAIN_SECONDS", 60.0)
 
 
 def polls(upstream: SandboxServer) -> Counter[str]:
@@ -232,6 +232,23 @@ async def test_who_waits_beside_a_stream_that_heard_nothing_finds_the_validation
         monkeypatch.setattr(other.app.state.steps.changes.notices, "wake", lambda _: None)
         started = (await walk.validate("user_never", wait=None)).json()["validation"]
         assert (await walk.at(other.client).validation(started["id"], wait=1)).status_code == 200
+
+
+async def test_who_waits_looks_again_if_no_notice_comes(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starter, other = replicas[:2]
+    for each in (changes, validate):
+        monkeypatch.setattr(each, "LOOK_AGAIN_SECONDS", 0.5)
+    walk = await starter.walk().open()
+    started = (await walk.validate("user_never", wait=None)).json()["validation"]
+    followed = other.app.state.steps.changes
+    monkeypatch.setattr(followed.notices, "wake", lambda _: None)
+    waiting = asyncio.create_task(walk.at(other.client).validation(started["id"], wait=25))
+    await eventually(lambda: walk.id in followed._rooms and followed._rooms[walk.id].session)
+    await starter.client.delete(f"{walk.path}/validations/{started['id']}", headers=walk.headers)
+    async with asyncio.timeout(HANG_GUARD_SECONDS):
+        assert (await waiting).json()["validation"]["reason"] == "canceled"
 
 
 async def test_draining_waits_for_what_tasks_have_started() -> None:

@@ -253,7 +253,7 @@ def wire(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timing | No
     )
     settlements = {each.id: each.settlement for each in tenants.values()}
     pages = HostedPages(sessions=sessions, settlements=settlements, doors=doors, clock=clock)
-    events = Events(sessions=sessions, changes=shared.changes, clock=clock)
+    events = Events(sessions=sessions, settlements=settlements, changes=shared.changes, clock=clock)
     steps = {
         name: Steps(
             access=access,

@@ -3,15 +3,16 @@
 import random
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from service.clock import Clock, Millis
-from service.errors import RateLimited, StoreUnavailable
+from service.errors import NotFound, RateLimited, StoreUnavailable
 from service.link.changes import Changes, Following
 from service.link.flow import State, state_of
+from service.link.settle import Settlement
 from service.stores.records import EventRecord, SessionRecord
 from service.stores.sessions import SessionStore
 
@@ -49,10 +50,17 @@ def event_id(session: SessionRecord, event: EventRecord) -> str:
 
 
 class Events:
-    """Opens streams."""
+    """Opens streams.
 
-    def __init__(self, *, sessions: SessionStore, changes: Changes, clock: Clock) -> None:
+    Args:
+        settlements: By tenant.
+    """
+
+    def __init__(
+        self, *, sessions: SessionStore, settlements: Mapping[str, Settlement], changes: Changes, clock: Clock
+    ) -> None:
         self._sessions = sessions
+        self._settlements = settlements
         self._changes = changes
         self._clock = clock
 
@@ -70,7 +78,14 @@ class Events:
         seen = _number(session, after)
         if seen is not None and _is_over(session, self._clock.now()) and seen >= _last(session):
             return None
-        stream = Stream(session, seen, sessions=self._sessions, changes=self._changes, clock=self._clock)
+        stream = Stream(
+            session,
+            seen,
+            sessions=self._sessions,
+            settlement=self._settlements[session.tenant],
+            changes=self._changes,
+            clock=self._clock,
+        )
         if not await stream.hold():
             raise RateLimited(
                 policy="streams", limit=MOST_STREAMS, window=int(LIFE_SECONDS), retry_after=int(HEARTBEAT_SECONDS)
@@ -81,16 +96,24 @@ class Events:
 class Stream:
     """One stream of a session's events."""
 
-    __slots__ = ("_changes", "_clock", "_id", "_name", "_seen", "_sessions", "_token", "gone")
+    __slots__ = ("_changes", "_clock", "_id", "_name", "_seen", "_sessions", "_settlement", "_token", "gone")
 
     def __init__(
-        self, session: SessionRecord, seen: int | None, *, sessions: SessionStore, changes: Changes, clock: Clock
+        self,
+        session: SessionRecord,
+        seen: int | None,
+        *,
+        sessions: SessionStore,
+        settlement: Settlement,
+        changes: Changes,
+        clock: Clock,
     ) -> None:
         self._id = session.id
         self._token = session.token_hash
         self._seen = seen
         self._name = secrets.token_hex(8)
         self._sessions = sessions
+        self._settlement = settlement
         self._changes = changes
         self._clock = clock
         self.gone = False
@@ -114,7 +137,7 @@ class Stream:
         yield News((), None, _retry())
         while not self.gone:
             pause = HEARTBEAT_SECONDS
-            with suppress(StoreUnavailable):  # it goes on when Redis is back
+            with suppress(StoreUnavailable, NotFound):  # it goes on when Redis is back
                 session = await following.session()
                 if session is None or session.token_hash != self._token:
                     return
@@ -122,13 +145,12 @@ class Stream:
                 if fresh:
                     self._seen = fresh[-1].number
                     yield News(fresh, session)
-                state = state_of(session, self._clock.now())
-                if state is State.EXPIRED and not _is_told(session):
-                    await self._sessions.expire(session.id, now=self._clock.now())
-                elif state in _OVER:
+                if _is_over(session, self._clock.now()):
                     return
-                elif state is State.OPEN:
+                state = state_of(session, self._clock.now())
+                if state is State.OPEN:
                     pause = max(1.0, (session.expires - self._clock.now()) / 1000)
+                await self._make_good(session, state, beat)
             now = self._clock.monotonic()
             if now >= renewal:
                 renewal = now + HEARTBEAT_SECONDS
@@ -143,6 +165,17 @@ class Stream:
                 beat = now + HEARTBEAT_SECONDS
                 yield News((), None)
             await following.changed(min(beat - now, until - now, pause))
+
+    async def _make_good(self, session: SessionRecord, state: State, beat: float) -> None:
+        """Write down what nobody else may be there to: that its time is over, and what became of a link.
+
+        Raises:
+            NotFound, StoreUnavailable: It is gone, or Redis failed.
+        """
+        if state is State.EXPIRED:
+            await self._sessions.expire(session.id, now=self._clock.now())
+        elif state is State.LINKING and self._clock.monotonic() >= beat:
+            await self._settlement.recover(session)  # its process may have died
 
     def _fresh(self, session: SessionRecord) -> Sequence[EventRecord]:
         if self._seen is None:

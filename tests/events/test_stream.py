@@ -6,10 +6,16 @@ from typing import Any
 
 import pytest
 
+from service.clock import Millis
 from service.errors import StoreUnavailable
-from service.link import events
+from service.link import changes, events
+from service.link.settle import digest_of
+from service.stores.guards import GuardStore
+from service.stores.keys import Keys
+from service.stores.records import Intent
 from tests.conftest import MovableClock, Replica
 from tests.events.sse import listening
+from tests.link.parts import connected
 from tests.processes import eventually
 from tests.walk import SRP
 
@@ -139,6 +145,33 @@ async def test_an_unclear_link_is_told(replica: Replica) -> None:
     async with listening(walk) as stream:
         assert (await walk.link(ids)).status_code == 504
         seen = await stream.until("link.unknown")
+    assert seen[-1].data["session"]["state"] == "unknown"
+
+
+async def test_a_link_whose_process_died_is_told_as_unclear(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, valkey: str, prefix: str, clock: MovableClock
+) -> None:
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(changes, "LOOK_AGAIN_SECONDS", 0.01)
+    walk = await replica.walk().open()
+    await walk.validate("user_one")
+    choice = sorted(await walk.account_ids())
+    async with connected(valkey) as store, listening(walk) as stream:
+        sessions = replica.app.state.steps.events._sessions
+        session = await sessions.read(walk.id)
+        guards = GuardStore(
+            store=store, keys=Keys(prefix, session.tenant), lease_ms=60_000, sent_lease_ms=0, keep_ms=60_000
+        )
+        digest = digest_of(choice)
+        intent = Intent("att_dead", Millis(clock.now() + 120_000), digest, choice)
+        begun = await sessions.begin_link(
+            session, intent, now=clock.now(), most_intents=3, most_keys=3, idempotency=None
+        )
+        assert begun == "begun"
+        await guards.claim("att_dead", session.account_id, choice, digest=digest, waited_for=None, resend=())
+        assert await guards.mark_sent("att_dead", session.account_id, choice) == "sent"
+        async with asyncio.timeout(5):
+            seen = await stream.until("link.unknown")
     assert seen[-1].data["session"]["state"] == "unknown"
 
 

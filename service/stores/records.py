@@ -3,6 +3,7 @@
 The schema version is written with each session; a reader takes its own version and the one before.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast, get_args
@@ -21,6 +22,7 @@ __all__ = [
     "StoredState",
     "ValidationRecord",
     "ValidationState",
+    "read_id",
     "read_link",
     "read_session",
 ]
@@ -32,6 +34,7 @@ StoredState = Literal["open", "linked", "unknown", "closed"]
 
 ValidationState = Literal["pending", "succeeded", "rejected", "failed"]
 
+_UPSTREAM_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _STORED_STATES: Final[tuple[str, ...]] = get_args(StoredState)
 _VALIDATION_STATES: Final[tuple[str, ...]] = get_args(ValidationState)
 
@@ -202,7 +205,7 @@ def read_session(session_id: str, fields: Mapping[str, str]) -> SessionRecord | 
         ended=Millis(int(ended)) if ended else None,
         token_hash=fields["token"],
         state=cast("StoredState", _known(fields["state"], _STORED_STATES)),
-        account_id=fields["account"],
+        account_id=read_id(fields["account"]),
         validations=_validations(parts["val"]),
         intents=[_intent(attempt, text) for attempt, text in parts["intent"].items()],
         choice=_split(fields.get("choice")),
@@ -234,14 +237,37 @@ def _validation(validation_id: str, parts: Mapping[str, str]) -> ValidationRecor
         kind=cast('Literal["password", "oauth"]', parts.get("kind") or "password"),
         created=Millis(int(parts.get("created") or 0)),
         deadline=Millis(int(parts.get("deadline") or 0)),
-        job_id=parts.get("job"),
+        job_id=read_id(parts["job"]) if "job" in parts else None,
         reason=parts.get("reason"),
-        authorize_url=parts.get("authorize"),
+        authorize_url=_web_address(parts["authorize"]) if "authorize" in parts else None,
         account=parts.get("account"),
         attempts_left=int(left) if left else None,
-        accounts=_split(parts.get("accounts")),
-        services=[(pair.partition("/")[0], pair.partition("/")[2]) for pair in _split(parts.get("services"))],
+        accounts=[read_id(each) for each in _split(parts.get("accounts"))],
+        services=[_service(pair) for pair in _split(parts.get("services"))],
     )
+
+
+def read_id(text: str) -> str:
+    """An id of the vendor's, which becomes part of a path: whoever else writes to Redis must not choose that path.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if _UPSTREAM_ID.fullmatch(text) is None:
+        raise ValueError("no id")
+    return text
+
+
+def _service(pair: str) -> tuple[str, str]:
+    account, _, service = pair.partition("/")
+    return read_id(account), read_id(service)
+
+
+def _web_address(text: str) -> str:
+    # Frontends open it: a `javascript:` address would run in the host's page.
+    if not text.startswith(("https://", "http://")):
+        raise ValueError("no web address")
+    return text
 
 
 def _intent(attempt: str, text: str) -> Intent:

@@ -7,6 +7,7 @@ from pydantic import SecretStr
 from service.clock import Millis
 from service.stores.connection import Store
 from service.stores.keys import Keys
+from service.stores.records import read_id
 from service.stores.sealing import KeyRing, UnsealError
 
 __all__ = ["TokenStore", "UpstreamToken"]
@@ -45,7 +46,7 @@ class TokenStore:
         try:
             return UpstreamToken(
                 version=fields["version"],
-                account_id=fields["account"],
+                account_id=read_id(fields["account"]),
                 value=SecretStr(self._key_ring.unseal(fields["sealed"], place=self._key).decode()),
                 refresh_at=Millis(int(fields["refresh"])),
                 expires_at=Millis(int(fields["expires"])),

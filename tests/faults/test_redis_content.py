@@ -36,6 +36,7 @@ GARBAGE: Final[dict[str, bytes]] = {
     "intent:att_1": b"what",
     "val:val_1:state": b"dreaming",
     "val:val_2:deadline": NO_TEXT,
+    "account": b"x/../../access-token?",
     "nobody": NO_TEXT,
 }
 
@@ -85,6 +86,41 @@ async def test_a_session_of_garbage_is_no_session_that_anybody_is_let_into(
     assert {each.status_code for each in answers} == {503}, [each.text for each in answers]
     assert {each.json()["code"] for each in answers} == {"store_unavailable"}
     assert (await other.show()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("accounts", "../utility-companies"),
+        ("services", "a/../b"),
+        ("job", "../access-token"),
+        ("authorize", "javascript:alert(1)"),
+    ],
+)
+async def test_what_somebody_writes_there_leads_no_call_and_no_browser_elsewhere(
+    shared: Replica, omniconnect_sandbox_server: SandboxServer, direct: Redis, part: str, value: str
+) -> None:
+    walk = shared.walk()
+    ids = await walk.ready("user_quick")
+    [validation] = (await walk.show()).json()["session"]["validations"]
+    name = shared.app.state.steps.sessions._sessions._keys.session(walk.id)
+    await direct.hset(name, f"val:{validation['id']}:{part}", value)
+    calls = len(omniconnect_sandbox_server.world.calls.all())
+    answers = await asyncio.gather(walk.show(), walk.accounts(**{"Cache-Control": "no-cache"}), walk.link(ids))
+    assert {each.status_code for each in answers} == {503}, [each.text for each in answers]
+    assert len(omniconnect_sandbox_server.world.calls.all()) == calls
+
+
+async def test_a_token_for_an_account_that_is_no_id_is_fetched_anew(
+    valkey: str, upstream: SandboxServer, direct: Redis, keys: Keys, prefix: str
+) -> None:
+    settings = make_settings(valkey, upstream.url, prefix)
+    async with running_replica(settings) as replica:
+        await replica.walk().open()
+    await direct.hset(keys.token, "account", "x/../../access-token?")
+    async with running_replica(settings) as replica:
+        assert (await replica.walk().ready("user_quick")) != []
+    assert len(upstream.world.calls.all("token")) == 2
 
 
 async def test_keys_of_another_type_close_what_needs_them_and_nothing_is_sent(

@@ -65,6 +65,18 @@ async def test_one_account_however_its_name_is_written(replica: Replica) -> None
     assert [left(await attempt(replica, name)) for name in names] == [4, 3, 2, 1]
 
 
+@pytest.mark.parametrize(
+    "name", ["person\ufeff", "\u200bperson", "per\nson", "per\u00adson", "\x01person", "\uff50erson", "pe\u0301rson"]
+)
+async def test_what_nobody_sees_in_a_name_makes_no_new_account(lockout: Lockout, name: str) -> None:
+    assert lockout.attempt(APS, SecretStr(name), address=None) == lockout.attempt(
+        APS, SecretStr("person"), address=None
+    )
+    assert lockout.attempt(APS, SecretStr("persona"), address=None) != lockout.attempt(
+        APS, SecretStr("person"), address=None
+    )
+
+
 async def test_a_success_forgets_the_attempts(replica: Replica) -> None:
     assert [left(await attempt(replica, "user_quick")) for _ in range(4)] == [4, 3, 2, 1]
     assert (await attempt(replica, "user_quick", "pass_good")).json()["validation"]["state"] == "succeeded"

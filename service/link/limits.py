@@ -87,7 +87,7 @@ class Lockout:
 
     def __init__(self, *, limits: LimitStore, by_account: int, by_address: int, key: bytes, tenant: str) -> None:
         self._limits = limits
-        self._by_account = Limit("account", by_account, ATTEMPTS_WINDOW_SECONDS)
+        self._by_account = Limit("account", by_account, ATTEMPTS_WINDOW_SECONDS, quiet=True)
         self._by_address = Limit("address-attempts", by_address, ATTEMPTS_WINDOW_SECONDS)
         self._key = key
         self._tenant = tenant

@@ -15,11 +15,14 @@ class Limit:
 
     Attributes:
         policy: Names it in `RateLimit` headers.
+        quiet: The window begins anew with each that is counted, so that no two windows meet: never more than `most`
+            within `window_seconds`, wherever these begin.
     """
 
     policy: str
     most: int
     window_seconds: int
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class LimitStore:
     async def count(self, limit: Limit, who: str, *, how_many: int = 1) -> Quota:
         """Count, and tell what is left; below zero if there was nothing."""
         name = self._keys.limit(limit.policy, who)
-        count, left_ms = await self._store.run("window", keys=[name], args=[limit.window_seconds * 1000, how_many])
+        args = [limit.window_seconds * 1000, how_many, limit.most if limit.quiet else 0]
+        count, left_ms = await self._store.run("window", keys=[name], args=args)
         return Quota(limit, limit.most - int(count), max(1, -(-int(left_ms) // 1000)))
 
     async def spend(self, limit: Limit, who: str, *, how_many: int = 1) -> Quota:

@@ -361,3 +361,18 @@ async def test_what_is_refused_or_given_back_counts_neither_for_account_nor_addr
 
 async def test_whoever_is_vouched_for_shares_no_address(lockout: Lockout) -> None:
     assert [await lockout.spend(lockout.attempt(APS, SecretStr(name), address=None)) for name in "abcde"] == [1] * 5
+
+
+async def test_no_two_windows_meet_at_an_account(lockout: Lockout, valkey: str, prefix: str) -> None:
+    """One try, and a moment before its window ends another: the next window must not let two more in at once."""
+    name = lockout.attempt(APS, SecretStr("person"), address=None)
+    key = Keys(prefix, "default").limit("account", name)
+    async with Redis.from_url(valkey) as redis:
+        await lockout.spend(name)
+        await redis.pexpire(key, 1000)
+        assert await lockout.spend(name) == 0
+        assert await redis.pttl(key) > 800_000
+        await redis.pexpire(key, 1000)
+        with pytest.raises(TooManyAttempts):
+            await lockout.spend(name)
+        assert await redis.pttl(key) <= 1000  # who was refused has tried nothing

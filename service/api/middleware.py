@@ -30,6 +30,9 @@ _MOST_READS: Final = 1000
 _MOST_REQUESTS: Final = 1250
 """In flight in one process. Reads go first: what a person does was prepared by many of them."""
 
+_MOST_WAITING: Final = 20_000
+"""Streams and long waits of one process, some 20 KB each. A wait that is begun goes on when its caller has left."""
+
 _HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -120,23 +123,28 @@ class Shed:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._in_flight = 0
+        self._waiting = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or say that there is too much to do; reads that only wait are always answered."""
+        """Answer one request, or say that there is too much to do; of reads that only wait there may be many more."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         reads, waits = scope["method"] == "GET", _waits(scope)
-        if waits and reads:
-            return await self._app(scope, receive, send)
-        if self._in_flight >= (_MOST_READS if reads else _MOST_REQUESTS):
+        if waits and self._waiting >= _MOST_WAITING and scope["path"] not in _PROBES:
+            if scope["path"].endswith("/events"):
+                return await failure(scope, Overloaded())(scope, receive, send)
+            # RFC 7240, section 2: a preference may be passed over.
+            scope["headers"] = [header for header in scope["headers"] if header[0] != b"prefer"]
+            waits = False
+        if not (waits and reads) and self._in_flight >= (_MOST_READS if reads else _MOST_REQUESTS):
             return await failure(scope, Overloaded())(scope, receive, send)
-        if waits:
-            return await self._app(scope, receive, send)
-        self._in_flight += 1
+        self._waiting += waits
+        self._in_flight += not waits
         try:
             await self._app(scope, receive, send)
         finally:
-            self._in_flight -= 1
+            self._waiting -= waits
+            self._in_flight -= not waits
 
 
 def _waits(scope: Scope) -> bool:

@@ -100,6 +100,27 @@ async def test_streams_and_waiters_take_no_place(shared: Replica, monkeypatch: p
     assert {each.status_code for each in await asyncio.gather(*waiting)} == {200}
 
 
+async def test_waiters_have_a_bound_of_their_own(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait goes on when its caller has left, so that no limit of connections bounds them."""
+    monkeypatch.setattr("service.api.middleware._MOST_WAITING", 2)
+    walk = await shared.walk().open()
+    pending = (await walk.validate("user_never", wait=None)).json()["validation"]["id"]
+    changes = shared.app.state.steps.changes
+    await eventually(lambda: not changes._rooms)  # whoever waited in the tests before has left
+    waiting = [asyncio.create_task(walk.validation(pending, wait=20)) for _ in range(2)]
+    await eventually(lambda: walk.id in changes._rooms and len(changes._rooms[walk.id]._followers) == 2)
+    at_once = await asyncio.wait_for(walk.validation(pending, wait=20), 5)
+    assert (at_once.status_code, at_once.json()["validation"]["state"]) == (200, "pending")
+    assert "preference-applied" not in at_once.headers
+    assert at_once.headers["retry-after"] == "1"
+    is_overloaded(await walk.client.get(f"{walk.path}/events", headers=walk.headers))
+    assert (await shared.client.get("/readyz")).status_code == 200
+    await walk.client.delete(f"{walk.path}/validations/{pending}", headers=walk.headers)
+    assert {each.status_code for each in await asyncio.gather(*waiting)} == {200}
+    async with shared.client.stream("GET", f"{walk.path}/events", headers=walk.headers) as stream:
+        assert stream.status_code == 200
+
+
 async def test_who_has_not_sent_all_of_a_body_takes_no_place(shared: Replica, held: Held) -> None:
     url = httpx.URL(shared.url)
     senders = [await asyncio.open_connection(url.host, url.port) for _ in range(MOST_REQUESTS + 1)]

@@ -152,8 +152,11 @@ def _waits(scope: Scope) -> bool:
     path = scope["path"]
     if not path.startswith("/v1/sessions/"):
         return path in _PROBES
-    prefers = dict(scope["headers"]).get(b"prefer", b"") if "/validations" in path else b""
-    return path.endswith("/events") or b"wait" in prefers.lower()
+    if path.endswith("/events"):
+        return True
+    # In any of several lines: one that is looked at no more would let waiters take the places of those at work.
+    prefers = [value for name, value in scope["headers"] if name == b"prefer"] if "/validations" in path else []
+    return any(b"wait" in each.lower() for each in prefers)
 
 
 def _new_request_id() -> str:

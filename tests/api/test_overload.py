@@ -92,6 +92,9 @@ async def test_streams_and_waiters_take_no_place(shared: Replica, monkeypatch: p
 
     monkeypatch.setattr(validations, "wait", counted)
     waiting = [asyncio.create_task(walk.validation(pending, wait=20)) for _ in range(MOST_REQUESTS + 1)]
+    in_two_lines = [*walk.headers.items(), ("Prefer", "wait=20"), ("Prefer", "handling=strict")]
+    path = f"{walk.path}/validations/{pending}"
+    waiting += [asyncio.create_task(walk.client.get(path, headers=in_two_lines)) for _ in range(MOST_REQUESTS + 1)]
     await eventually(lambda: arrived == len(waiting))
     async with shared.client.stream("GET", f"{walk.path}/events", headers=walk.headers) as stream:
         assert stream.status_code == 200

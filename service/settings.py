@@ -344,9 +344,13 @@ class Settings(BaseSettings):
             faults.append(f"{PREFIX}FRAME_ANCESTORS: each origin is https://host[:port], or http://localhost[:port]")
         for proxy in self.trusted_proxies:
             try:
-                ip_network(proxy, strict=False)
+                everybody = ip_network(proxy, strict=False).prefixlen == 0
             except ValueError:
                 faults.append(f"{PREFIX}TRUSTED_PROXIES: addresses or networks, such as 10.0.0.0/8")
+            else:
+                if everybody:
+                    # Then callers name their own address, and limits by address hold nobody.
+                    faults.append(f"{PREFIX}TRUSTED_PROXIES must not be everybody")
         return faults
 
     def _mode_faults(self) -> list[str]:

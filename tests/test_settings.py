@@ -57,6 +57,12 @@ def test_the_sandbox_needs_its_four(monkeypatch: pytest.MonkeyPatch) -> None:
     assert faults(monkeypatch, **SANDBOX) == []
 
 
+@pytest.mark.parametrize("proxies", ["0.0.0.0/0", "::/0", "10.0.0.0/8,0.0.0.0/0"])
+def test_nobody_is_trusted_by_trusting_everybody(monkeypatch: pytest.MonkeyPatch, proxies: str) -> None:
+    assert faults(monkeypatch, **REAL, TRUSTED_PROXIES="10.0.0.0/8,2001:db8::/32") == []
+    assert faults(monkeypatch, TRUSTED_PROXIES=proxies) == ["OMNICONNECT_TRUSTED_PROXIES must not be everybody"]
+
+
 def test_nothing_set_names_what_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     assert faults(monkeypatch) == ["OMNICONNECT_CLIENT_ID is required", "OMNICONNECT_SECRET is required"]
 

@@ -37,6 +37,8 @@ app: Final = typer.Typer(
 keys: Final = typer.Typer(help="Make keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
+_DEFAULT_URL: Final = "http://127.0.0.1:8000"
+
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else; ask nothing.")]
 
@@ -107,7 +109,7 @@ def upstream(
 def link(
     context: typer.Context,
     *,
-    url: Annotated[str, typer.Option(envvar="BFF_URL", help="Where the service is.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(envvar="BFF_URL", help="Where the service is.")] = _DEFAULT_URL,
     api_key: Annotated[
         str | None, typer.Option(envvar="BFF_API_KEY", help="Not needed in the sandbox.", show_envvar=True)
     ] = None,
@@ -246,6 +248,7 @@ def _typed(context: typer.Context, name: str) -> bool:
 
 def _banner(url: str, upstream: str) -> None:
     command = sys.argv[0] if sys.argv[0].endswith("omniconnect-bff") else "omniconnect-bff"
+    elsewhere = "" if url == _DEFAULT_URL else f" --url {url}"
     sys.stderr.write(
         "\n"
         "  ***  SANDBOX: no real utility is reached, and these credentials are public  ***\n\n"
@@ -257,5 +260,5 @@ def _banner(url: str, upstream: str) -> None:
         "            user_good (2 accounts), user_one, user_none, user_forty, user_quick (at once), user_slow (15 s)\n"
         "            user_never, user_bad (wrong password), user_server_error, user_job_error\n"
         "            user_link_refused, user_link_lost, user_token_revoked\n\n"
-        f"  try       {command} link\n\n"
+        f"  try       {command} link{elsewhere}\n\n"
     )

@@ -177,6 +177,14 @@ def test_a_taken_port_is_told_in_a_sentence(command: tuple[str, ...], upstream: 
     ]
 
 
+def test_what_the_sandbox_says_to_try_reaches_it_at_another_port(start: Start, short_tmp: Path) -> None:
+    running = start("sandbox", "--upstream-port", "0", OMNICONNECT_PORT="0", TMPDIR=str(short_tmp))
+    _, _, arguments = running.line("  try  ").rstrip().partition("omniconnect-bff ")
+    with running.serving() as client:
+        assert arguments.split() == ["link", "--url", str(client.base_url)]
+        assert run(*arguments.split(), "--json", "--username", "user_quick").returncode == 0
+
+
 def test_a_taken_port_of_the_sandbox_upstream_is_told_in_a_sentence(upstream: SandboxServer) -> None:
     for command in (("sandbox", "--upstream-port"), ("upstream", "--port")):
         ended = run(*command, str(upstream.port))

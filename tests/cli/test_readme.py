@@ -8,6 +8,9 @@ import pytest
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from service import errors
+from service.api import views
+from service.api.envelope import HTTP_STATUS
 from service.settings import Settings
 from service.tenants import PREFIX
 from tests.cli.conftest import ROOT, environment
@@ -54,6 +57,21 @@ def test_the_walk_with_curl_can_be_pasted_letter_for_letter(sandbox: str) -> Non
     assert (ended.returncode, ended.stderr) == (0, "")
     last = ended.stdout.splitlines()[-1]
     assert last.startswith('{"status":"OM200","message":"Resolved: User account(s) successfully linked"')
+
+
+def test_every_code_is_in_the_table_with_its_statuses() -> None:
+    section = README.partition("## What answers look like")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([\d, ]+) \| ([^|]+) \| (.+) \|$", section, re.MULTILINE)
+    told = {
+        (int(status), fault, code)
+        for statuses, faults, codes in rows
+        for status in statuses.split(", ")
+        for fault in re.findall(r"OM\d+", faults)
+        for code in re.findall(r"`([a-z_]+)`", codes)
+    }
+    endings = [*views._ENDINGS.values(), errors.UserClosed(), errors.SessionExpired()]
+    read = {(200, each.fault.value, each.code) for each in endings}
+    assert read | {(status, each.fault.value, each.code) for each, status in HTTP_STATUS.items()} <= told
 
 
 def test_every_file_that_is_pointed_to_exists() -> None:

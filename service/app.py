@@ -56,6 +56,16 @@ from service.wiring import Process, Timing, wire
 __all__ = ["create_app", "from_environment", "openapi_document"]
 
 _FIELDS = field_names() | {"search"}
+_TAGS: Final = {
+    "sessions": "Step 1: a person's walk through the steps.",
+    "providers": "Step 2a: utilities to choose from.",
+    "validations": "Step 2b: signing in at one.",
+    "service accounts": "Step 3: what can be linked.",
+    "links": "Step 4: linking it.",
+    "events": "What happens meanwhile.",
+}
+"""In the order of the steps, which is that of readers."""
+
 _MAPPED_BITS: Final = 96
 """Of an IPv6 address that stands for one of IPv4 (RFC 4291, section 2.5.5.2), those before it."""
 
@@ -240,8 +250,9 @@ def _document(app: FastAPI, public_url: str | None) -> dict[str, Any]:
         description=(
             "Every answer is an OM envelope: `status`, `message` and `requestId`, with the payload beside them, or "
             "with `code`, `retryable` and `displayMessage` if the step failed. HTTP speaks of the request, OM of the "
-            "person's step."
+            "person's step. Every answer has an `X-Request-Id`, by which the log knows it."
         ),
+        tags=[{"name": name, "description": told} for name, told in _TAGS.items()],
         license_info={"name": "MIT", "identifier": "MIT"},
         servers=[{"url": public_url}] if public_url else None,
         routes=app.routes,
@@ -250,9 +261,8 @@ def _document(app: FastAPI, public_url: str | None) -> dict[str, Any]:
         "bearer": {
             "type": "http",
             "scheme": "bearer",
-            "description": "An API key, or a session token (`oms_...`). A key may be restricted to scopes: "
-            + ", ".join(f"`{each}`" for each in sorted(ALL_SCOPES))
-            + ".",
+            "description": "An API key, a session token (`oms_...`), or a user's JWT of the host's identity provider. "
+            "A key may be restricted to scopes: " + ", ".join(f"`{each}`" for each in sorted(ALL_SCOPES)) + ".",
         }
     }
     document["security"] = [{"bearer": []}]

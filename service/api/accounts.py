@@ -6,7 +6,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from service.api.caller import OwnSession, steps
-from service.api.documented import failures, follow_ups
+from service.api.documented import failures, follow_ups, request_header
 from service.api.envelope import answer
 from service.api.models import ServiceAccountsFound
 from service.api.routing import make_router
@@ -24,6 +24,7 @@ router: Final = make_router("/v1/sessions/{session_id}/service-accounts", "servi
         200: {"links": follow_ups("create_link", session_id="$request.path.session_id")},
         **failures(401, 403, 404, 409, 410, 429, 502, 503, 504),
     },
+    openapi_extra=request_header("Cache-Control", "`no-cache`: read from the vendor again."),
 )
 async def list_service_accounts(request: Request, session: OwnSession) -> Response:
     """Step 3: the service accounts behind all validations that succeeded; `Cache-Control: no-cache` reads again."""

@@ -5,7 +5,10 @@ from typing import Any, Final
 from service.api.envelope import HTTP_STATUS
 from service.api.models import Failure
 
-__all__ = ["answer_header", "failures", "follow_ups", "request_header"]
+__all__ = ["OR_A_PAGE", "answer_header", "failures", "follow_ups", "request_header"]
+
+OR_A_PAGE: Final[dict[str, Any]] = {"security": [{"bearer": []}, {}]}
+"""For `openapi_extra`: a page that names its publishable client has no credential."""
 
 _CODES: Final[dict[int, list[str]]] = {
     status: sorted({error.code for error, its in HTTP_STATUS.items() if its == status})
@@ -42,6 +45,7 @@ _LIMITS: Final = {
 }
 _HEADERS: Final[dict[int, dict[str, Any]]] = {
     401: {"WWW-Authenticate": answer_header("`Bearer`")},
+    409: {**_RETRY_AFTER, "Location": answer_header("`already_in_progress`: the validation that is.")},
     429: {**_RETRY_AFTER, **_LIMITS},
     502: _RETRY_AFTER,
     503: _RETRY_AFTER,

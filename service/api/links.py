@@ -9,7 +9,7 @@ from fastapi import Header, Request
 from starlette.responses import Response
 
 from service.api.caller import OwnSession, steps
-from service.api.documented import failures
+from service.api.documented import answer_header, failures
 from service.api.envelope import answer
 from service.api.models import CreateLink, LinkCreated
 from service.api.routing import make_router
@@ -30,7 +30,10 @@ router: Final = make_router("/v1/sessions/{session_id}/links", "links")
     "",
     status_code=201,
     response_model=LinkCreated,
-    responses=failures(401, 403, 404, 409, 410, 429, 502, 503, 504, body=True),
+    responses={
+        201: {"headers": {"Idempotency-Replayed": answer_header("`true`: made by an earlier call.")}},
+        **failures(401, 403, 404, 409, 410, 429, 502, 503, 504, body=True),
+    },
 )
 async def create_link(
     request: Request,

@@ -1,9 +1,18 @@
 """What goes over the wire, as the OpenAPI document describes it. Requests are strict: unknown fields are refused."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    StringConstraints,
+)
 from pydantic.alias_generators import to_camel
 
 from service.link.sessions import LONGEST_TTL_SECONDS
@@ -24,6 +33,14 @@ __all__ = [
 ]
 
 UpstreamId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+
+_SIGN_IN: Final[dict[str, JsonValue]] = {
+    "providerId": "5eedc0de0000000000000001",
+    "username": "user_good",
+    "password": "as the sandbox tells it at its start",
+}
+_CHOICE: Final[dict[str, JsonValue]] = {"serviceAccountIds": ["e48c5867a752b7f114e42612", "6f44c5abc9fb71cd57716b04"]}
+"""The sandbox's, for whoever tries them there."""
 
 
 def _whole(value: object) -> object:
@@ -59,6 +76,8 @@ class Hosted(_Request):
 class CreateSession(_Request):
     """Who the session is for; all of it optional."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"subject": "person-7"}]})
+
     subject: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
         None, description="The host's own id of the person."
     )
@@ -90,6 +109,8 @@ class EnterHostedPage(_Request):
 class CreateValidation(_Request):
     """Where to sign in; username and password only for providers whose `signIn` is `password`."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [_SIGN_IN]})
+
     provider_id: UpstreamId
     username: Annotated[SecretStr, Field(min_length=1, max_length=320)] | None = None
     password: Annotated[SecretStr, Field(min_length=1, max_length=1024)] | None = None
@@ -104,6 +125,8 @@ class Consent(_Request):
 
 class CreateLink(_Request):
     """Which service accounts to link."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_CHOICE]})
 
     service_account_ids: Annotated[
         list[UpstreamId], Field(min_length=1, max_length=200, json_schema_extra={"uniqueItems": True})

@@ -8,12 +8,14 @@ from starlette.responses import Response
 
 from service.api.cached import is_known
 from service.api.caller import AnyCaller, steps
-from service.api.documented import failures
+from service.api.documented import OR_A_PAGE, answer_header, failures, request_header
 from service.api.envelope import answer, fragment
 from service.api.models import ProviderListed
 from service.api.routing import make_router
 
 __all__ = ["router"]
+
+_TAG: Final = {"ETag": answer_header("Of this list, for `If-None-Match`.")}
 
 router: Final = make_router("/v1/providers", "providers")
 
@@ -21,7 +23,12 @@ router: Final = make_router("/v1/providers", "providers")
 @router.get(
     "",
     response_model=ProviderListed,
-    responses={304: {"description": "Not modified"}, **failures(401, 403, 422, 429, 502, 503, 504)},
+    responses={
+        200: {"headers": _TAG},
+        304: {"description": "Not modified", "headers": _TAG},
+        **failures(401, 403, 422, 429, 502, 503, 504),
+    },
+    openapi_extra={**OR_A_PAGE, **request_header("If-None-Match", "`ETag` of the list that is known already.")},
 )
 async def list_providers(
     request: Request, caller: AnyCaller, search: Annotated[str, Query(max_length=256)] = ""

@@ -7,7 +7,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from service.api.caller import ClosableSession, KeySession, OpenDoor, ReadableSession, steps
-from service.api.documented import failures, follow_ups
+from service.api.documented import OR_A_PAGE, answer_header, failures, follow_ups
 from service.api.envelope import answer, told
 from service.api.hosted import hosted_base, page_url
 from service.api.models import CreateSession, SessionCreated, SessionShown, TokenReplaced
@@ -45,7 +45,11 @@ class _Given(TypedDict):
     "",
     status_code=201,
     response_model=SessionCreated,
-    responses={201: {"links": _NEXT}, **failures(401, 403, 429, 502, 503, 504, body=True)},
+    responses={
+        201: {"headers": {"Location": answer_header("The session.")}, "links": _NEXT},
+        **failures(401, 403, 429, 502, 503, 504, body=True),
+    },
+    openapi_extra=OR_A_PAGE,
 )
 async def create_session(request: Request, door: OpenDoor, wanted: CreateSession | None = None) -> Response:
     """Step 1: open a session for a person. Its token goes to that person's frontend; it is shown only here.

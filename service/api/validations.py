@@ -26,10 +26,11 @@ _PREFER: Final = request_header(
     "Prefer",
     f"`wait=N`: answer as soon as the validation is finished, or after N seconds, up to {LONGEST_WAIT_SECONDS}.",
 )
-_STARTED: Final = {"Location": answer_header("The validation.")}
+_WAITED: Final = {"Preference-Applied": answer_header("`wait=N`, as far as it was granted.")}
+_STARTED: Final = {"Location": answer_header("The validation."), **_WAITED}
 _PENDING: Final = {
     "Retry-After": answer_header("Seconds until it is worth looking again, while it is pending.", "integer"),
-    "Preference-Applied": answer_header("`wait=N`, as far as it was granted."),
+    **_WAITED,
 }
 _NEXT: Final = {
     **follow_ups(

@@ -28,6 +28,14 @@ _SECURITY: Final = {
 }
 
 
+_GENERAL: Final = {
+    *_SECURITY,
+    *("cache-control", "content-length", "content-type", "date", "vary", "x-request-id", "allow", "connection"),
+    *("ratelimit", "ratelimit-policy", "server"),
+}
+"""Headers that need no word at each operation; `Server` is that of the tests alone."""
+
+
 @asynccontextmanager
 async def conforming(replica: Replica) -> AsyncIterator[httpx.AsyncClient]:
     """A client that fails the test at the first answer that is not as documented."""
@@ -56,6 +64,7 @@ def route_of(app: FastAPI, method: str, path: str) -> APIRoute | None:
 def _check(app: FastAPI, answer: httpx.Response) -> None:
     assert _SECURITY.items() <= {name: value for name, value in answer.headers.items() if name in _SECURITY}.items()
     assert answer.headers["x-request-id"]
+    _tells_its_headers(app, answer)
     if answer.status_code == 304:
         assert answer.content == b""
         return
@@ -72,6 +81,15 @@ def _check(app: FastAPI, answer: httpx.Response) -> None:
         assert body["message"] == SENTENCES[body["status"]]
     if answer.status_code in {429, 503}:
         assert int(answer.headers["retry-after"]) >= 1
+
+
+def _tells_its_headers(app: FastAPI, answer: httpx.Response) -> None:
+    route = route_of(app, answer.request.method, answer.request.url.path)
+    if route is not None:
+        responses = app.openapi()["paths"][route.path][answer.request.method.lower()]["responses"]
+        told = {name.lower() for name in responses[str(answer.status_code)].get("headers", {})}
+        beyond = set(answer.headers) - _GENERAL - told
+        assert not beyond, f"{route.name} does not document {beyond} at {answer.status_code}"
 
 
 def _model(route: APIRoute, status: int) -> Any:

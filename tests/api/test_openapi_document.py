@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service.api.models import CreateLink, CreateSession, CreateValidation
 from service.app import create_app, openapi_document
 from service.settings import Settings
 from tests.conftest import Replica, make_settings
@@ -55,6 +56,19 @@ def test_every_operation_tells_its_failures_and_needs_a_credential(document: dic
                 assert schema == {"$ref": "#/components/schemas/Failure"}
         if "requestBody" in operation:
             assert {"400", "413", "415"} <= set(operation["responses"])
+
+
+def test_pages_need_no_credential_where_they_name_their_client(document: dict[str, Any]) -> None:
+    found = {each["operationId"]: each.get("security", document["security"]) for each in operations(document)}
+    optional = {name for name, needed in found.items() if needed == [{"bearer": []}, {}]}
+    assert optional == {"create_session", "list_providers"}
+    assert all(needed == [{"bearer": []}] for name, needed in found.items() if name not in optional)
+
+
+def test_every_body_has_an_example_that_is_taken(document: dict[str, Any]) -> None:
+    for model in (CreateSession, CreateValidation, CreateLink):
+        examples = document["components"]["schemas"][model.__name__]["examples"]
+        assert [model.model_validate_json(json.dumps(each)) for each in examples]
 
 
 def test_passwords_are_declared_as_such(document: dict[str, Any]) -> None:

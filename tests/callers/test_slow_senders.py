@@ -25,11 +25,17 @@ HEAD: Final = b"POST /v1/sessions HTTP/1.1\r\nHost: bff.example\r\nContent-Type:
 MIB: Final = 2**20
 
 
-def advised(port: int, upstream: str) -> str:
-    """The configuration as it is told, but on a port of its own, without TLS, and less patient."""
+def told() -> str:
+    """The configuration, letter for letter."""
     found = re.search(r"```nginx\n(.*?)```", ADVICE, re.DOTALL)
     assert found is not None
-    server = found[1].replace("http://127.0.0.1:8000", upstream).replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
+    return found[1]
+
+
+def advised(port: int, upstream: str) -> str:
+    """The configuration as it is told, but on a port of its own, without TLS, and less patient."""
+    server = told().replace("http://127.0.0.1:8000", upstream).replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
+    server = re.sub(r"^ *ssl_.*\n", "", server, flags=re.MULTILINE)
     for patience in ("client_header_timeout 10s", "client_body_timeout 30s"):
         assert patience in server
         server = server.replace(patience, patience.rpartition(" ")[0] + " 1s")
@@ -46,6 +52,14 @@ access_log off;
 {server}
 }}
 """
+
+
+def test_nothing_is_missing_but_the_certificate(nginx: str, tmp_path: Path) -> None:
+    config = tmp_path / "nginx.conf"
+    config.write_text(f"events {{}}\nhttp {{\naccess_log off;\n{told()}}}\n", encoding="utf-8")
+    tried = [nginx, "-t", "-e", "stderr", "-p", str(tmp_path), "-c", str(config)]
+    complaints = subprocess.run(tried, check=False, capture_output=True, text=True).stderr.splitlines()  # noqa: S603 -- our own
+    assert 'cannot load certificate "/etc/ssl/link.example.com.pem"' in complaints[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +96,16 @@ def resident(process: int) -> int:
 
 
 @pytest.fixture
-async def edge(replica: Replica, tmp_path: Path) -> AsyncIterator[Edge]:
-    nginx = shutil.which("nginx")
-    if nginx is None or sys.platform != "linux":
+def nginx() -> str:
+    """Where it is."""
+    found = shutil.which("nginx")
+    if found is None or sys.platform != "linux":
         pytest.skip("needs nginx and Linux; the whole build has both")
+    return found
+
+
+@pytest.fixture
+async def edge(nginx: str, replica: Replica, tmp_path: Path) -> AsyncIterator[Edge]:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     config = tmp_path / "nginx.conf"

@@ -48,6 +48,7 @@ SANDBOX_PUBLISHABLE_CLIENT: Final = "sandbox-web"
 SANDBOX_ENCRYPTION_KEY: Final = "c2FuZGJveCBvbmx5IC0gbm90IGEgc2VjcmV0ICAgICA="
 
 _AES_256_BYTES: Final = 32
+_MAKE_ONE: Final = "`omniconnect-bff keys new main --encryption` makes one"
 _ASYMMETRIC: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"})
 """A shared secret would let whoever checks tokens make them."""
 
@@ -307,7 +308,7 @@ class Settings(BaseSettings):
             if fault:
                 faults.append(f"{PREFIX}REDIS_URL {fault}")
             if not self.encryption_keys:
-                faults.append(f"{PREFIX}ENCRYPTION_KEYS is required with {PREFIX}REDIS_URL; `omniconnect-bff keys new`")
+                faults.append(f"{PREFIX}ENCRYPTION_KEYS is required with {PREFIX}REDIS_URL; {_MAKE_ONE}")
             if self.data_dir is not None:
                 faults.append(f"{PREFIX}DATA_DIR is for the embedded store, {PREFIX}REDIS_URL for another: set one")
         for place, key in enumerate(self.encryption_keys.values(), start=1):
@@ -317,7 +318,7 @@ class Settings(BaseSettings):
                 size = 0
             if size != _AES_256_BYTES:
                 # Not by its name: whoever swaps the two has written the key there.
-                faults.append(f"{PREFIX}ENCRYPTION_KEYS: key {place} is not base64 of 32 bytes")
+                faults.append(f"{PREFIX}ENCRYPTION_KEYS: key {place} is not base64 of 32 bytes; {_MAKE_ONE}")
         return faults
 
     def _address_faults(self) -> list[str]:

@@ -169,7 +169,9 @@ def test_the_sandbox_is_not_the_default_upstream(monkeypatch: pytest.MonkeyPatch
 
 
 def test_redis_needs_encryption_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "OMNICONNECT_ENCRYPTION_KEYS is required" in faults(monkeypatch, **REAL, REDIS_URL="redis://h")[0]
+    missing = faults(monkeypatch, **REAL, REDIS_URL="redis://h")[0]
+    assert "OMNICONNECT_ENCRYPTION_KEYS is required" in missing
+    assert "`omniconnect-bff keys new main --encryption`" in missing  # without the option it makes another kind
     assert faults(monkeypatch, ENCRYPTION_KEYS=f"a:{KEY}") == []
 
 

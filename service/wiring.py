@@ -150,15 +150,20 @@ class Process:
         self.steps.changes.drain()
 
     async def _keep_health(self) -> None:
+        lost = False
         while True:
             TASKS.set(len(asyncio.all_tasks()))
             try:
                 await self._store.ping()
-            except StoreUnavailable:
-                if self.health.store_answers:
-                    log.error("store_lost")
-                self.health.store_answers = False
+            except StoreUnavailable as error:
+                if not lost:
+                    why = type(error.__cause__).__name__
+                    log.error("store_lost", error=why, hint="`omniconnect-bff doctor` says what is wrong")
+                lost, self.health.store_answers = True, False
             else:
+                if lost:
+                    log.info("store_found")
+                lost = False
                 self.health.store_answers = self.health.started = True
             await asyncio.sleep(_PING_SECONDS if self.health.started else _PING_SECONDS / 20)
 

@@ -89,11 +89,14 @@ class Notices:
 
     async def listen(self) -> None:
         """Keep the subscription up, for as long as the process lives."""
+        told = False
         while True:
             try:
                 await self._listen_once()
             except Exception as error:  # noqa: BLE001 -- whatever a client raises: without this loop everybody waits too long
-                log.warning("notices_lost", error=type(error).__name__)
+                if self.subscribed.is_set() or not told:
+                    log.warning("notices_lost", error=type(error).__name__)
+                told = True
             self.subscribed.clear()
             self.wake_all()
             await asyncio.sleep(_RECONNECT_SECONDS)

@@ -1,5 +1,8 @@
+import base64
 import itertools
+import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -197,6 +200,32 @@ def test_wrong_settings_stop_the_start_with_all_faults_in_words() -> None:
     assert ended.returncode == 2
     for fault in ("CLIENT_ID is required", "SECRET is required", "PORT: ", "URL must be https", "NO is not a setting"):
         assert fault in ended.stderr
+
+
+def test_a_store_that_cannot_be_reached_is_told_once_with_its_reason(
+    start: Start, upstream: SandboxServer, short_tmp: Path
+) -> None:
+    store = {
+        "OMNICONNECT_REDIS_URL": "redis://name:canary@127.0.0.1:1",
+        "OMNICONNECT_ENCRYPTION_KEYS": f"main:{base64.b64encode(bytes(32)).decode()}",
+    }
+    running = start("serve", **sandbox_settings(upstream, short_tmp, **store))
+    url = json.loads(running.line('"event":"serving"'))["url"]
+    told = json.loads(running.line("store_lost"))
+    assert (told["level"], told["error"]) == ("error", "ConnectionError")
+    assert "omniconnect-bff doctor" in told["hint"]
+    with httpx.Client(base_url=url, trust_env=False, verify=NO_TLS) as client:
+        until(lambda: failures(client) > 20)
+        assert not ready(client)
+    running.end(signal.SIGINT)
+    names = [each["event"] for each in running.events()]
+    assert (names.count("store_lost"), names.count("notices_lost")) == (1, 1)
+    assert "canary" not in "".join(running.lines)
+
+
+def failures(client: httpx.Client) -> float:
+    told = re.findall(r"^omniconnect_store_failures_total\{.*\} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return sum(map(float, told))
 
 
 def test_a_worker_that_cannot_start_ends_the_service(upstream: SandboxServer, short_tmp: Path) -> None:

@@ -93,7 +93,8 @@ def told(
 
 
 def failure(scope: Scope, error: ServiceError) -> Response:
-    """A request that did not work."""
+    """A request that did not work; its code gets into the log, too."""
+    scope["state"]["code"] = error.code
     body = _fields(scope, error)
     headers: dict[str, str] = {}
     if error.retry_after is not None:

@@ -114,7 +114,9 @@ class Around:
         known = status or 499
         answered(template, scope["method"] if template != "none" else "ANY", known, seconds)
         tell = log.debug if template in _PROBES else log.info
-        tell("request", route=template, method=scope["method"][:16], status=known, ms=round(seconds * 1000, 1))
+        code = scope["state"].get("code")
+        why = {} if code is None else {"code": code}
+        tell("request", route=template, method=scope["method"][:16], status=known, **why, ms=round(seconds * 1000, 1))
 
 
 class Shed:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from service import errors
 from service.api.envelope import HTTP_STATUS
@@ -94,6 +95,15 @@ async def test_every_error_is_an_envelope(shared: Replica, monkeypatch: pytest.M
         limited = answer.status_code == 429
         assert answer.headers.get("RateLimit") == ('"p";r=0;t=7' if limited else None)
         assert answer.headers.get("RateLimit-Policy") == ('"p";q=3;w=60' if limited else None)
+
+
+async def test_the_log_has_the_code_that_the_caller_got(shared: Replica) -> None:
+    with capture_logs() as lines:
+        answer = await shared.client.post("/v1/sessions")
+        await shared.client.post("/v1/sessions", headers={"Authorization": f"Bearer {SANDBOX_API_KEY}"})
+    refused, opened = [line for line in lines if line["event"] == "request"]
+    assert (refused["status"], refused["code"]) == (401, answer.json()["code"])
+    assert "code" not in opened
 
 
 async def test_a_success_is_an_envelope_too(shared: Replica) -> None:

@@ -56,6 +56,13 @@ def test_compose_sets_only_what_is_a_setting_and_no_secret_that_could_be_taken_f
     assert defaults["SECRET"] == "sandbox-secret"
 
 
+def test_the_container_listens_at_the_port_by_which_browsers_know_it() -> None:
+    bff = COMPOSE["services"]["bff"]
+    port = bff["environment"]["OMNICONNECT_PORT"]
+    assert bff["ports"] == [f"127.0.0.1:{port}:{port}"]  # else the demo's page is at no origin of the sandbox's client
+    assert port == "${OMNICONNECT_PORT:-8000}"
+
+
 def test_valkey_neither_evicts_nor_forgets() -> None:
     command = " ".join(COMPOSE["services"]["valkey"]["command"])
     assert "--maxmemory-policy noeviction" in command

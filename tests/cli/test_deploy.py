@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+from prometheus_client import Counter, Gauge, Histogram
 
+from service import telemetry
 from service.settings import Settings
 from service.tenants import PREFIX
 from tests.cli.conftest import ROOT
@@ -61,6 +63,16 @@ def test_the_container_listens_at_the_port_by_which_browsers_know_it() -> None:
     port = bff["environment"]["OMNICONNECT_PORT"]
     assert bff["ports"] == [f"127.0.0.1:{port}:{port}"]  # else the demo's page is at no origin of the sandbox's client
     assert port == "${OMNICONNECT_PORT:-8000}"
+
+
+def test_every_metric_is_in_the_table() -> None:
+    told = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
+    metrics = [each for each in vars(telemetry).values() if isinstance(each, (Counter, Gauge, Histogram))]
+    assert len(metrics) > 5
+    for each in metrics:
+        [described] = each.describe()
+        name = f"{described.name}_total" if isinstance(each, Counter) else described.name
+        assert f"| `{name}` | {', '.join(each._labelnames)} | {described.documentation}" in told
 
 
 def test_valkey_neither_evicts_nor_forgets() -> None:

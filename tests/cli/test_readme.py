@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -57,6 +58,21 @@ def test_the_walk_with_curl_can_be_pasted_letter_for_letter(sandbox: str) -> Non
     assert (ended.returncode, ended.stderr) == (0, "")
     last = ended.stdout.splitlines()[-1]
     assert last.startswith('{"status":"OM200","message":"Resolved: User account(s) successfully linked"')
+
+
+@pytest.mark.xdist_group("sandbox command")
+def test_the_servers_part_can_be_run_as_it_stands(sandbox: str) -> None:
+    [code] = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    ended = subprocess.run(
+        [sys.executable, "-"],
+        input=f"{code}\nprint(session['state'], session['subject'])",
+        env=environment(BFF=sandbox, no_proxy="*"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr) == ("open person-7\n", "")
 
 
 def test_every_code_is_in_the_table_with_its_statuses() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,6 +91,23 @@ def test_sigterm_is_announced_then_waiters_go_and_links_finish_before_the_proces
         assert running.process.wait(10) == 0
     assert not is_alive(store)
     assert list(short_tmp.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no such scheduling elsewhere")
+def test_the_clients_threads_interrupt_nobody_and_the_event_loop_is_scheduled_as_usual(
+    start: Start, upstream: SandboxServer, short_tmp: Path
+) -> None:
+    running = start("serve", **sandbox_settings(upstream, short_tmp))
+    with running.serving() as client:
+        path, headers = open_session(client)  # which has called the vendor
+        assert client.get(path, headers=headers).status_code == 200
+        threads = [int(each.name) for each in Path(f"/proc/{running.process.pid}/task").iterdir()]
+        policies = {
+            Path(f"/proc/{running.process.pid}/task/{thread}/comm").read_text().strip(): os.sched_getscheduler(thread)
+            for thread in threads
+        }
+    assert policies["pyreqwest"] == os.SCHED_BATCH
+    assert os.SCHED_BATCH not in {policy for name, policy in policies.items() if not name.startswith("pyreqwest")}
 
 
 def test_uvicorn_is_silent_and_every_line_of_the_log_is_json(

@@ -91,6 +91,7 @@ class Transport:
             builder = (
                 ClientBuilder()
                 .user_agent(user_agent)
+                .default_headers({"accept": "application/json"})
                 .follow_redirects(enable=False)
                 .referer(enable=False)
                 .gzip(enable=True)
@@ -194,7 +195,7 @@ class Transport:
         seconds: float | None = None,
     ) -> Answer:
         limit = self._total if seconds is None or seconds >= self.total_seconds else timedelta(seconds=seconds)
-        request = client.request(method, url).timeout(limit).header("accept", "application/json")
+        request = client.request(method, url).timeout(limit)
         if token is not None:
             request = request.header("authorization", f"Bearer {token.get_secret_value()}", is_sensitive=True)
         if body is not None:

@@ -315,8 +315,8 @@ class Service {
         const events = (text + value).split("\n\n");
         text = events.pop();
         for (const event of events) {
-          const data = /^data: (.*)$/m.exec(event);
-          const known = data ? JSON.parse(data[1]).session.validations : [];
+          const data = event.split("\n").find((line) => line.startsWith("data: "));
+          const known = data ? JSON.parse(data.slice("data: ".length)).session.validations : [];
           if (known.some((each) => each.id === id && each.state !== "pending")) return true;
         }
       }

@@ -91,6 +91,20 @@ async def test_a_broken_utility(host: Host) -> None:
     assert await host.settled() == BROKEN
 
 
+async def test_what_javascript_takes_for_the_end_of_a_line_ends_none_of_the_stream(
+    page: Page, replica: Replica
+) -> None:
+    walk = await replica.walk().open(metadata={"note": "one\u2028two"})
+    host = await Host(page, replica, walk, {"token": walk.token}).visit()
+    asked_to_wait: list[str] = []  # which is the client's way where it has no stream
+    page.on("request", lambda request: asked_to_wait.extend(filter(None, [request.headers.get("prefer")])))
+    await host.start()
+    await host.to_sign_in()
+    await host.sign_in("user_one")
+    await host.sees("Choose the accounts to share")
+    assert asked_to_wait == []
+
+
 async def test_no_accounts_leads_to_another_utility(host: Host) -> None:
     await host.to_sign_in()
     await host.sign_in("user_none")

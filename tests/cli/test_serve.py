@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,7 +92,6 @@ def test_sigterm_is_announced_then_waiters_go_and_links_finish_before_the_proces
     assert list(short_tmp.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="no such scheduling elsewhere")
 def test_the_clients_threads_interrupt_nobody_and_the_event_loop_is_scheduled_as_usual(
     start: Start, upstream: SandboxServer, short_tmp: Path
 ) -> None:

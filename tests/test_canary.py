@@ -10,7 +10,7 @@ import logging
 import re
 import traceback
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +28,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.doctor import examine
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY, SANDBOX_SECRET, Settings, SettingsError, load_settings
+from service.stores.connection import Store
 from service.stores.embedded import EmbeddedStore
 from service.telemetry import configure_logs
-from service.upstream.transport import TransportLimits
+from service.upstream.transport import Transport, TransportLimits
 from service.wiring import Timing, wire
 from tests.collector import Collector, collecting
 from tests.conftest import Replica, make_settings, running_replica
@@ -66,6 +67,10 @@ class Finds:
 
     def add(self, where: str, text: str | bytes) -> None:
         self.texts.append((where, text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text))
+
+    def add_all(self, texts: Iterable[tuple[str, str]]) -> None:
+        for where, text in texts:
+            self.add(where, text)
 
     def hits(self) -> list[str]:
         wheres: dict[bytes, set[str]] = {}
@@ -364,6 +369,33 @@ def reprs() -> Iterator[tuple[str, str]]:
                 yield f"fields of {module}.{kind.__qualname__}", repr(getattr(each, "__dict__", ""))
 
 
+@pytest.fixture
+def under_way(finds: Finds, monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[str, ...]]]:
+    """Looks at the objects also while requests wait, once for each way that leads to Redis or the vendor."""
+    ways: set[tuple[str, ...]] = set()
+
+    def look() -> None:
+        way = tuple(frame.f_code.co_qualname for frame, _ in traceback.walk_stack(None))
+        if way not in ways:
+            ways.add(way)
+            finds.add_all(reprs())
+
+    def watched(call: Callable[..., Any]) -> Callable[..., Any]:
+        def looked(*given: Any, **named: Any) -> Any:
+            look()
+            return call(*given, **named)
+
+        return looked
+
+    for kind, name in ((Store, "_command"), (Store, "_keep"), (Transport, "_exchange")):
+        monkeypatch.setattr(kind, name, watched(getattr(kind, name)))
+    # What is older is looked at in the end: it takes long, as there is much of it.
+    gc.collect()
+    gc.freeze()
+    yield ways
+    gc.unfreeze()
+
+
 async def test_nothing_secret_is_found_anywhere(  # noqa: PLR0917 -- fixtures
     replica: Replica,
     line: RedisLine,
@@ -374,6 +406,7 @@ async def test_nothing_secret_is_found_anywhere(  # noqa: PLR0917 -- fixtures
     settings: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    under_way: set[tuple[str, ...]],
 ) -> None:
     async with Redis.from_url(f"unix://{line._target}") as direct, direct.monitor() as monitor:
 
@@ -409,8 +442,9 @@ async def test_nothing_secret_is_found_anywhere(  # noqa: PLR0917 -- fixtures
         each.name for each in collector.spans
     }
     finds.add("spans", b"".join(collector.bodies))
-    for where, text in reprs():
-        finds.add(where, text)
+    assert len(under_way) > 40
+    gc.unfreeze()
+    finds.add_all(reprs())
 
     calls = upstream.world.calls.all()
     bearers = {

@@ -225,13 +225,13 @@ class Session(_Answer):
 class OpenedSession(Session):
     """A session with its token, shown this once."""
 
-    token: str = Field(description="For the person's frontend.")
+    token: str = Field(repr=False, description="For the person's frontend.")
 
 
 class InvitedSession(Session):
     """A session with the address of its hosted page, shown this once."""
 
-    url: str = Field(description="For the person alone.")
+    url: str = Field(repr=False, description="For the person alone.")
 
 
 class SessionCreated(_Envelope):

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from service.clock import Clock
@@ -117,7 +117,7 @@ class Knock:
         address: Where it comes from, as far as trusted proxies tell.
     """
 
-    credential: str | None
+    credential: str | None = field(repr=False)
     client_id: str | None
     origin: str | None
     address: str

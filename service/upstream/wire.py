@@ -77,7 +77,7 @@ class _Lenient(BaseModel):
 class _TokenBody(_Lenient):
     id: UpstreamId
     # RFC 6750, section 2.1: what may stand in an Authorization header
-    token: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~+/-]+=*$", max_length=8192)]
+    token: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~+/-]+=*$", max_length=8192)] = Field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

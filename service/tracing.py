@@ -6,13 +6,12 @@ from contextlib import suppress
 from time import time_ns
 from typing import Final, Self
 
-import structlog
 from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, SpanKind, StatusCode, format_span_id, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service import __version__
-from service.telemetry import log
+from service.telemetry import about, log
 
 __all__ = ["Tracing", "finish"]
 
@@ -87,9 +86,7 @@ class Tracing:
         span = self._tracer.start_span("HTTP", context=parent, kind=SpanKind.SERVER, attributes=attributes)
         attach(set_span_in_context(span))  # each request has a context of its own
         ids = span.get_span_context()
-        structlog.contextvars.bind_contextvars(
-            trace_id=format_trace_id(ids.trace_id), span_id=format_span_id(ids.span_id)
-        )
+        about(trace_id=format_trace_id(ids.trace_id), span_id=format_span_id(ids.span_id))
         return span
 
     def called(self, operation: str, outcome: str, seconds: float) -> None:

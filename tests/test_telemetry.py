@@ -1,8 +1,11 @@
 """Lines of the log, field by field, and what is counted."""
 
+import asyncio
 import json
 import logging
 import re
+import threading
+from contextvars import copy_context
 from types import FunctionType
 from typing import Any, Self
 
@@ -10,7 +13,8 @@ import pytest
 import structlog
 from prometheus_client import REGISTRY
 
-from service.telemetry import answered, called, configure_logs, dropped
+from service.telemetry import about, answered, called, configure_logs, dropped
+from tests.processes import eventually
 
 
 class Log:
@@ -52,9 +56,13 @@ def test_a_line_of_ours(log: Log) -> None:
 
 
 def test_what_a_request_is_known_by_stands_in_each_of_its_lines(log: Log) -> None:
-    with log, structlog.contextvars.bound_contextvars(request_id="req_1"):
+    def tell() -> None:
+        about(request_id="req_1")
         structlog.get_logger().warning("slow")
         logging.getLogger("redis").warning("slow")
+
+    with log:
+        copy_context().run(tell)
     assert [line["request_id"] for line in log.lines] == ["req_1", "req_1"]
 
 
@@ -155,10 +163,38 @@ def test_no_exception_makes_a_line_endless(log: Log) -> None:
 
 
 def test_values_that_json_does_not_know_do_not_lose_a_line(log: Log) -> None:
-    with log, structlog.contextvars.bound_contextvars(value={1}):
+    def tell() -> None:
+        about(value={1})  # type: ignore[arg-type]
         structlog.get_logger().info("odd")
         logging.getLogger("redis").warning("odd")
+
+    with log:
+        copy_context().run(tell)
     assert [(line["event"], line["value"]) for line in log.lines] == [("odd", "{1}")] * 2
+
+
+async def test_lines_are_written_once_in_a_turn_of_the_event_loop_and_at_once_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def written() -> list[str]:
+        return [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+
+    before = structlog.get_config()["logger_factory"]
+    configure_logs("INFO")
+    try:
+        structlog.get_logger().info("first")
+        structlog.get_logger().info("second")
+        assert written() == []
+        await asyncio.sleep(0)
+        assert written() == ["first", "second"]
+        structlog.get_logger().info("third")
+        await asyncio.to_thread(structlog.get_logger().info, "another thread's")
+        assert sorted(written()) == ["another thread's", "third"]
+        threading.Thread(target=structlog.get_logger().info, args=("nobody's",)).start()
+        await eventually(lambda: written() == ["nobody's"])
+    finally:
+        configure_logs("DEBUG")
+        structlog.configure(logger_factory=before)
 
 
 def _sample(name: str, **labels: str) -> float:

@@ -82,9 +82,8 @@ class BodyGuard:
 
 def _has_no_body(scope: Scope) -> bool:
     """RFC 9112, section 6.3: a request that announces no body has none. Only a read is taken at its word."""
-    return scope["method"] == "GET" and not any(
-        name in {b"content-length", b"transfer-encoding"} for name, _ in scope["headers"]
-    )
+    headers = dict(scope["headers"])
+    return scope["method"] == "GET" and b"content-length" not in headers and b"transfer-encoding" not in headers
 
 
 class _Disconnected(Exception):

@@ -139,15 +139,18 @@ def _access(request: Request) -> Access:
 
 def _bearer(request: Request) -> str | None:
     """The bearer credential (RFC 6750, section 2.1); None if there is none, or more than one."""
-    presented = request.headers.getlist("authorization")
-    if len(presented) != 1:
-        return None
-    scheme, _, credential = presented[0].partition(" ")
+    scheme, _, credential = (_only(request, b"authorization") or "").partition(" ")
     return credential.strip() or None if scheme.lower() == "bearer" else None
 
 
+def _only(request: Request, name: bytes) -> str | None:
+    """A header of one line: of two that contradict each other, neither is believed."""
+    lines = [value for each, value in request.scope["headers"] if each == name]
+    return lines[0].decode("latin-1") if len(lines) == 1 else None
+
+
 def _knock(request: Request, client_id: str | None = None) -> Knock:
-    return Knock(_bearer(request), client_id, request.headers.get("origin"), client_address(request.scope))
+    return Knock(_bearer(request), client_id, _only(request, b"origin"), client_address(request.scope))
 
 
 async def _identify(request: Request, client_id: str | None = None) -> Caller:

@@ -58,7 +58,7 @@ class ApiCors:
             return await self._app(scope, receive, send)
         if scope["method"] == "OPTIONS":
             send = _kept_in(send)
-        from_page = any(name == b"origin" for name, _ in scope["headers"])
+        from_page = b"origin" in dict(scope["headers"])
         return await (self._cors if from_page else self._app)(scope, receive, _varied(send))
 
 
@@ -79,7 +79,7 @@ def _varied(send: Send) -> Send:
     async def send_varied(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = message["headers"]
-            if any(name == b"vary" for name, _ in headers):
+            if b"vary" in dict(headers):
                 MutableHeaders(scope=message).add_vary_header("Origin")
             else:
                 headers.append((b"vary", b"Origin"))

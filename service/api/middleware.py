@@ -4,21 +4,20 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
-import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.envelope import failure, quota_headers
 from service.errors import InternalError, NotAcceptable, Overloaded, ShuttingDown
-from service.telemetry import answered, log
+from service.telemetry import about, answered, log
 from service.tracing import Tracing, finish
 
 __all__ = ["Around", "Shed", "add_headers"]
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9-]{1,64}")
 _JSON: Final = ("application/json", "application/*", "*/*")
 _EVENTS: Final = ("text/event-stream", "text/*")
 _PROCESS: Final = secrets.token_hex(10)
@@ -40,12 +39,13 @@ _HEADERS: Final = (
     (b"strict-transport-security", b"max-age=31536000; includeSubDomains"),
     (b"x-content-type-options", b"nosniff"),
 )
+_NAMES: Final = frozenset(name for name, _ in _HEADERS)
 
 
-def add_headers(raw: list[tuple[bytes, bytes]]) -> set[bytes]:
-    """Give an answer the headers that all have, unless it brings its own; the names of those that it brought."""
-    given = {name for name, _ in raw}
-    raw += [header for header in _HEADERS if header[0] not in given]
+def add_headers(raw: list[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
+    """Give an answer the headers that all have, unless it brings its own; those that it brought."""
+    given = dict(raw)
+    raw += _HEADERS if given.keys().isdisjoint(_NAMES) else [header for header in _HEADERS if header[0] not in given]
     return given
 
 
@@ -62,9 +62,9 @@ class Around:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
-        request_id = asked if asked and _REQUEST_ID.fullmatch(asked) else _new_request_id()
+        headers = dict(scope["headers"])
+        asked = headers.get(b"x-request-id", b"")
+        request_id = asked.decode() if _REQUEST_ID.fullmatch(asked) else _new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status = 0
@@ -82,13 +82,13 @@ class Around:
                     raw += [(name.lower().encode(), value.encode()) for name, value in told.items()]
             await send(message)
 
-        structlog.contextvars.bind_contextvars(request_id=request_id)  # each request has a context of its own
+        about(request_id=request_id)
         span = None
         if self._tracing is not None and scope["path"] not in _PROBES:
-            span = self._tracing.begin(request_id, headers.get("traceparent"))
+            span = self._tracing.begin(request_id, headers.get(b"traceparent", b"").decode("latin-1"))
         broke: Exception | None = None
         try:
-            await self._answer(scope, headers, receive, send_with_headers)
+            await self._answer(scope, receive, send_with_headers)
         except Exception as error:  # noqa: BLE001 -- the last resort
             broke = error
             log.error("unhandled", exc_info=error)
@@ -100,8 +100,8 @@ class Around:
                 route = getattr(scope.get("route"), "path", None)
                 finish(span, route=route, method=scope["method"], status=status or 499, error=broke)
 
-    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith("/v1/") and not _accepts(headers, scope["path"]):
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith("/v1/") and not _accepts(scope):
             return await failure(scope, NotAcceptable())(scope, receive, send)
         if scope["path"].startswith(("/v1/", "/api/", "/link/")) and scope["method"] == "POST" and self._closing():
             return await failure(scope, ShuttingDown())(scope, receive, send)
@@ -166,12 +166,11 @@ def _new_request_id() -> str:
     return f"{_PROCESS}{next(_NUMBERS):012x}"
 
 
-def _accepts(headers: Headers, path: str) -> bool:
-    known = (*_JSON, *_EVENTS) if path.endswith("/events") else _JSON
-    accepted = headers.getlist("accept")
-    if not accepted:
+def _accepts(scope: Scope) -> bool:
+    if b"accept" not in dict(scope["headers"]):
         return True
-    for part in ",".join(accepted).split(","):
+    known = (*_JSON, *_EVENTS) if scope["path"].endswith("/events") else _JSON
+    for part in ",".join(Headers(scope=scope).getlist("accept")).split(","):
         media_type, _, parameters = part.partition(";")
         if media_type.strip().lower() in known and not re.search(r"\bq\s*=\s*0(\.0*)?\s*(;|$)", parameters):
             return True

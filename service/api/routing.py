@@ -122,7 +122,9 @@ def _compiled(dependant: Dependant) -> _Call:
     request_name = dependant.request_param_name
 
     async def run(request: Request) -> Any:  # noqa: ANN401 -- whatever the handler returns
-        values: dict[str, Any] = {name: await depend(request) for name, depend in dependencies}
+        values: dict[str, Any] = {}
+        for name, depend in dependencies:
+            values[name] = await depend(request)
         errors: list[Any] = []
         for name, read in fields:
             values[name], problems = read(request)

@@ -67,6 +67,17 @@ class _IfFits:
         return union_schema([handler(source), anything], mode="left_to_right")
 
 
+class _OrNone:
+    """What does not fit is None; its neighbours stay."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return union_schema([handler(source), no_info_plain_validator_function(_none)], mode="left_to_right")
+
+
+def _none(_value: object) -> None:
+    return None
+
+
 OptionalText = Annotated[Text | None, _IfFits()]
 
 
@@ -115,13 +126,16 @@ class ServiceAccount(TypedDict, total=False):
     id: Required[UpstreamId]
     address: Annotated[Address | None, _IfFits()]
     meterNumber: OptionalText
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # to count what is unknown
     legalNames: Annotated[Annotated[list[Text], Field(max_length=50)] | None, _IfFits()]
 
 
 class _UtilityAccountBody(_Lenient):
     id: UpstreamId
     name: OptionalText = None
-    service_accounts: Annotated[list[Any], Field(max_length=MAX_SERVICE_ACCOUNTS)] = Field(alias="serviceAccounts")
+    service_accounts: Annotated[
+        list[Annotated[ServiceAccount | None, _OrNone()]], Field(max_length=MAX_SERVICE_ACCOUNTS)
+    ] = Field(alias="serviceAccounts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +187,7 @@ class JobAnswer:
 
 
 _COMPANIES: Final = TypeAdapter(Annotated[list[Any], Field(max_length=MAX_COMPANIES)])
-_SERVICE_ACCOUNT: Final = TypeAdapter(ServiceAccount)
+_SERVICE_FIELDS: Final = frozenset(ServiceAccount.__annotations__)
 
 
 def parse_token(body: bytes) -> FetchedToken:
@@ -268,14 +282,14 @@ def parse_utility_account(body: bytes) -> UtilityAccount:
     fields = _validate(_UtilityAccountBody, body)
     known: dict[str, ServiceAccount] = {}
     unknown_fields = 0
-    for entry in fields.service_accounts:
-        try:
-            account = _SERVICE_ACCOUNT.validate_python(entry)
-        except ValidationError:
+    for account in fields.service_accounts:
+        if account is None:
             dropped("service_account")
-            continue
-        unknown_fields += len(entry) - len(account)
-        known.setdefault(account["id"], account)
+        else:
+            for unknown in account.keys() - _SERVICE_FIELDS:
+                del account[unknown]  # type: ignore[misc]
+                unknown_fields += 1
+            known.setdefault(account["id"], account)
     if unknown_fields:
         dropped("service_account_field", unknown_fields)
     return UtilityAccount(fields.id, fields.name, tuple(known.values()))

@@ -13,6 +13,7 @@ from typing import Any, Final
 import httpx
 import orjson
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from service.errors import UpstreamMalformed
@@ -251,15 +252,28 @@ async def test_the_good_part_of_an_account_is_served(vendor: RawVendor, replica:
             ],
         },
     )
+    before = _left_out()
     walk, _ = await validated(replica)
     answer = await walk.accounts()
     assert answer.status_code == 200
+    after = _left_out()
+    each_time = {"service_account": 3, "service_account_field": 1, "optional_field": 5}
+    assert {what: after[what] - before[what] for what in after} == {
+        what: count * vendor.count("account") for what, count in each_time.items()
+    }
     found = {each["id"]: each for each in answer.json()["serviceAccounts"]}
     assert found.keys() == {"good", "odd"}
     assert found["good"]["address"] == {"street": "1 Main", "city": None, "state": None, "postalCode": None}
     assert found["good"].get("meterNumber") is None
     assert found["odd"]["address"] is None
     assert "canary" not in answer.text
+
+
+def _left_out() -> dict[str, float]:
+    return {
+        what: REGISTRY.get_sample_value("omniconnect_upstream_dropped_total", {"what": what}) or 0.0
+        for what in ("service_account", "service_account_field", "optional_field")
+    }
 
 
 EXTRA: Final = {"ssn": "canary", "raw_password": "canary", "internal_note": {"canary": ["canary"]}}

@@ -76,9 +76,9 @@ class Switch:
         *parts, last = scope["path"].split("/")
         method, depth = scope["method"], len(parts)
         for route in self._routes.get((method, depth, last)) or self._routes.get((method, depth, None)) or ():
-            match, found = route.matches(scope)
-            if match is Match.FULL:
-                scope.update(found)
+            match = route.path_regex.match(scope["path"])
+            if match:
+                scope.update(endpoint=route.endpoint, path_params=match.groupdict(), route=route)
                 return route
         return None
 

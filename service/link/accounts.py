@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 
@@ -28,6 +28,10 @@ __all__ = ["Accounts", "FoundAccounts"]
 MOST_UTILITY_ACCOUNTS: Final = 50
 """Utility accounts of one session that are read from the vendor."""
 
+_View: TypeAlias = Mapping[str, Any]
+"""Of a utility account: its name and its service accounts, as they are kept and told."""
+
+_NOTHING: Final[_View] = {"name": None, "serviceAccounts": ()}
 _READS_AT_ONCE: Final = 10
 _DIGESTS_REMEMBERED: Final = 1024
 
@@ -61,7 +65,7 @@ class Accounts:
         self._keys = keys
         self._key_ring = key_ring
         self._clock = clock
-        self._reading: dict[tuple[str, ...], asyncio.Future[dict[str, bytes]]] = {}
+        self._reading: dict[tuple[str, ...], asyncio.Future[dict[str, _View]]] = {}
         # Most reads find what is kept already, and a seal takes as long to open as all else that comes after the read.
         self._digest_of = lru_cache(maxsize=_DIGESTS_REMEMBERED)(self._opened_digest)
 
@@ -102,10 +106,10 @@ class Accounts:
             if isinstance(read, ServiceError):
                 log.warning("accounts_not_read", error=read.code)
             else:
-                sealed[account_id] = self._seal(session_id, account_id, read)
+                sealed[account_id] = self._seal(session_id, account_id, orjson.dumps(read))
         return sealed
 
-    async def _read_shared(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, bytes]:
+    async def _read_shared(self, session: SessionRecord, account_ids: Sequence[str]) -> dict[str, _View]:
         """One read at a time per session, however many ask: the first one reads for all who come meanwhile.
 
         It ends when the first of them has waited as long as a caller may, and what it has by then is kept.
@@ -131,22 +135,22 @@ class Accounts:
 
     async def _read_and_keep(
         self, session: SessionRecord, account_ids: Sequence[str], give_up: float
-    ) -> dict[str, bytes]:
+    ) -> dict[str, _View]:
         wanted = account_ids[:MOST_UTILITY_ACCOUNTS]
         if len(wanted) > 1:
             await self._doors.by_reading(session.id, len(wanted))
-        read: dict[str, bytes] = {}
+        read: dict[str, _View] = {}
         failed: ServiceError | None = None
         for account_id, each in zip(wanted, await self._read_all(wanted, give_up), strict=True):
             if isinstance(each, ServiceError):
                 failed = each
             else:
                 read[account_id] = each
-        changed = {
-            each: self._seal(session.id, each, plain)
-            for each, plain in read.items()
-            if _digest(plain) != self._digest_of(session.sealed_accounts.get(each, ""), self._place(session.id, each))
-        }
+        changed: dict[str, str] = {}
+        for account_id, view in read.items():
+            kept, plain = session.sealed_accounts.get(account_id, ""), orjson.dumps(view)
+            if _digest(plain) != self._digest_of(kept, self._place(session.id, account_id)):
+                changed[account_id] = self._seal(session.id, account_id, plain)
         if changed:
             with suppress(StoreUnavailable):
                 await self._sessions.put_accounts(session, changed)
@@ -154,19 +158,19 @@ class Accounts:
             raise failed  # what was read is kept, so that the next try has less to do
         return read
 
-    async def _read_all(self, account_ids: Sequence[str], give_up: float) -> Sequence[bytes | ServiceError]:
+    async def _read_all(self, account_ids: Sequence[str], give_up: float) -> Sequence[_View | ServiceError]:
         """Read a few at a time: one after the other, slow answers would add up."""
         if len(account_ids) == 1:
             return [await self._read_one(account_ids[0], give_up)]
         turns = asyncio.Semaphore(_READS_AT_ONCE)
 
-        async def read(account_id: str) -> bytes | ServiceError:
+        async def read(account_id: str) -> _View | ServiceError:
             async with turns:
                 return await self._read_one(account_id, give_up)
 
         return await asyncio.gather(*(read(each) for each in account_ids))
 
-    async def _read_one(self, account_id: str, give_up: float) -> bytes | ServiceError:
+    async def _read_one(self, account_id: str, give_up: float) -> _View | ServiceError:
         try:
             found = await self._tokens.authorized(
                 lambda token, give_up: self._client.read_utility_account(token, account_id, give_up),
@@ -175,7 +179,7 @@ class Accounts:
             )
         except ServiceError as error:
             return error
-        return orjson.dumps(_view(found))
+        return _view(found)
 
     def _place(self, session_id: str, account_id: str) -> str:
         return f"{self._keys.session(session_id)}:acct:{account_id}"
@@ -190,13 +194,14 @@ class Accounts:
         except UnsealError:
             return None
 
-    def _unseal(self, session: SessionRecord, account_ids: Iterable[str]) -> dict[str, bytes]:
-        known: dict[str, bytes] = {}
+    def _unseal(self, session: SessionRecord, account_ids: Iterable[str]) -> dict[str, _View]:
+        known: dict[str, _View] = {}
         for account_id in account_ids:
             sealed = session.sealed_accounts.get(account_id)
             if sealed is not None:
                 with suppress(UnsealError):
-                    known[account_id] = self._key_ring.unseal(sealed, place=self._place(session.id, account_id))
+                    plain = self._key_ring.unseal(sealed, place=self._place(session.id, account_id))
+                    known[account_id] = orjson.loads(plain)
         return known
 
 
@@ -208,7 +213,7 @@ def _account_ids(validations: Iterable[ValidationRecord]) -> Sequence[str]:
     return list(dict.fromkeys(account for each in validations for account in each.accounts))
 
 
-def _view(found: UtilityAccount) -> dict[str, Any]:
+def _view(found: UtilityAccount) -> _View:
     return {"name": found.name, "serviceAccounts": [_service_view(each) for each in found.service_accounts]}
 
 
@@ -233,12 +238,12 @@ def _service_view(account: ServiceAccount) -> dict[str, Any]:
     return view
 
 
-def _merge(validations: Iterable[ValidationRecord], known: Mapping[str, bytes]) -> FoundAccounts:
+def _merge(validations: Iterable[ValidationRecord], known: Mapping[str, _View]) -> FoundAccounts:
     utility: dict[str, Mapping[str, Any]] = {}
     service: dict[str, Mapping[str, Any]] = {}
     for validation in validations:
         for account_id in validation.accounts:
-            stored = orjson.loads(known[account_id]) if account_id in known else {"name": None, "serviceAccounts": []}
+            stored = known.get(account_id, _NOTHING)
             utility[account_id] = {
                 "id": account_id,
                 "name": stored["name"],

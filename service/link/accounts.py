@@ -33,7 +33,7 @@ _View: TypeAlias = Mapping[str, Any]
 
 _NOTHING: Final[_View] = {"name": None, "serviceAccounts": ()}
 _READS_AT_ONCE: Final = 10
-_DIGESTS_REMEMBERED: Final = 1024
+_DIGESTS_REMEMBERED: Final = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -337,7 +337,7 @@ class SessionStore:
         return Settled(answer[0], read_link(answer[1]) if answer[1] else None)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=512)
 def _remembered(session_id: str, stored: str) -> SessionRecord | None:
     """Most reads find a session as the last one did: reading it then takes longer than all else that Redis costs."""
     return _parsed(session_id, stored)

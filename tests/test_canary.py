@@ -556,11 +556,15 @@ async def test_log_lines_of_libraries_show_no_values(capsys: pytest.CaptureFixtu
     assert "p4ssw0rd" not in told
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_log_that_cannot_be_written_stops_nothing(monkeypatch: pytest.MonkeyPatch, *, closed: bool) -> None:
     before = structlog.get_config()["logger_factory"]
     with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123 -- a device
         monkeypatch.setattr("sys.stderr", full)
         configure_logs("DEBUG")
+        if closed:
+            with suppress(OSError):
+                full.close()
         try:
             structlog.get_logger().error("lost")
         finally:

@@ -173,28 +173,55 @@ def test_values_that_json_does_not_know_do_not_lose_a_line(log: Log) -> None:
     assert [(line["event"], line["value"]) for line in log.lines] == [("odd", "{1}")] * 2
 
 
-async def test_lines_are_written_once_in_a_turn_of_the_event_loop_and_at_once_elsewhere(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def written() -> list[str]:
-        return [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+class _Terminal:
+    """A standard error that shows what was written once it is told to."""
 
-    before = structlog.get_config()["logger_factory"]
+    def __init__(self) -> None:
+        self.buffer = self
+        self.shown: list[list[str]] = []
+        self._written: list[bytes] = []
+
+    def write(self, lines: bytes) -> None:
+        self._written.append(lines)
+
+    def flush(self) -> None:
+        written, self._written = self._written, []
+        self.shown += [[json.loads(line)["event"] for line in lines.splitlines()] for lines in written]
+
+
+async def test_lines_are_written_once_in_a_turn_of_the_event_loop_and_at_once_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, terminal = structlog.get_config()["logger_factory"], _Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
     configure_logs("INFO")
     try:
         structlog.get_logger().info("first")
         structlog.get_logger().info("second")
-        assert written() == []
+        assert terminal.shown == []
         await asyncio.sleep(0)
-        assert written() == ["first", "second"]
         structlog.get_logger().info("third")
         await asyncio.to_thread(structlog.get_logger().info, "another thread's")
-        assert sorted(written()) == ["another thread's", "third"]
+        assert terminal.shown == [["first", "second"], ["third", "another thread's"]]
         threading.Thread(target=structlog.get_logger().info, args=("nobody's",)).start()
-        await eventually(lambda: written() == ["nobody's"])
+        await eventually(lambda: terminal.shown[2:] == [["nobody's"]])
     finally:
+        monkeypatch.undo()
         configure_logs("DEBUG")
         structlog.configure(logger_factory=before)
+
+
+def test_a_line_says_when(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([1_795_478_399_999_999_999, 1_795_478_400_000_000_000, 1_795_478_400_001_002_003])
+    monkeypatch.setattr("service.telemetry.time.time_ns", lambda: next(moments))
+    with log:
+        for _ in range(3):
+            structlog.get_logger().info("now")
+    assert [line["timestamp"] for line in log.lines] == [
+        "2026-11-23T23:59:59.999999Z",
+        "2026-11-24T00:00:00.000000Z",
+        "2026-11-24T00:00:00.001002Z",
+    ]
 
 
 def _sample(name: str, **labels: str) -> float:

@@ -139,7 +139,10 @@ def _access(request: Request) -> Access:
 
 def _bearer(request: Request) -> str | None:
     """The bearer credential (RFC 6750, section 2.1); None if there is none, or more than one."""
-    scheme, _, credential = (_only(request, b"authorization") or "").partition(" ")
+    presented = _only(request, b"authorization")
+    if presented is None:
+        return None
+    scheme, _, credential = presented.partition(" ")
     return credential.strip() or None if scheme.lower() == "bearer" else None
 
 

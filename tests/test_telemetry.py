@@ -14,7 +14,6 @@ import structlog
 from prometheus_client import REGISTRY
 
 from service.telemetry import about, answered, called, configure_logs, dropped
-from tests.processes import eventually
 
 
 class Log:
@@ -201,10 +200,11 @@ async def test_lines_are_written_once_in_a_turn_of_the_event_loop_and_at_once_el
         assert terminal.shown == []
         await asyncio.sleep(0)
         structlog.get_logger().info("third")
-        await asyncio.to_thread(structlog.get_logger().info, "another thread's")
+        thread = threading.Thread(target=structlog.get_logger().info, args=("another thread's",))
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0)
         assert terminal.shown == [["first", "second"], ["third", "another thread's"]]
-        threading.Thread(target=structlog.get_logger().info, args=("nobody's",)).start()
-        await eventually(lambda: terminal.shown[2:] == [["nobody's"]])
     finally:
         monkeypatch.undo()
         configure_logs("DEBUG")

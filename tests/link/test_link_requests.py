@@ -101,7 +101,7 @@ async def test_joiners_share_how_the_call_ended(
 ) -> None:
     walks = [pair[0].walk(), pair[0].walk(), pair[1].walk()]
     ids = (await asyncio.gather(*(walk.ready(username) for walk in walks)))[0]
-    upstream.world.faults.add("batch", "delay", value=0.3)
+    upstream.world.faults.add("batch", "delay", value=2.0)  # who comes after a refusal makes a call of their own
     first = asyncio.create_task(walks[0].link(ids))
     await until(lambda: _batches(upstream))
     answers = await asyncio.gather(first, *(walk.link(ids) for walk in walks))

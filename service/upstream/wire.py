@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Required, TypeVar
 
@@ -55,27 +55,22 @@ UpstreamId = Annotated[str, StringConstraints(pattern=UPSTREAM_ID)]
 Text = Annotated[str, StringConstraints(max_length=512)]
 
 
-def _left_out(_value: object) -> None:
+def _none(_value: object) -> None:
+    return None
+
+
+def _counted(_value: object) -> None:
     dropped("optional_field")
 
 
+@dataclass(frozen=True, slots=True)
 class _IfFits:
-    """What the flow can do without is left out when it does not fit; its neighbours stay."""
+    """What the flow can do without is None when it does not fit; its neighbours stay."""
+
+    otherwise: Callable[[object], None] = _counted
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        anything = no_info_plain_validator_function(_left_out)
-        return union_schema([handler(source), anything], mode="left_to_right")
-
-
-class _OrNone:
-    """What does not fit is None; its neighbours stay."""
-
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return union_schema([handler(source), no_info_plain_validator_function(_none)], mode="left_to_right")
-
-
-def _none(_value: object) -> None:
-    return None
+        return union_schema([handler(source), no_info_plain_validator_function(self.otherwise)], mode="left_to_right")
 
 
 OptionalText = Annotated[Text | None, _IfFits()]
@@ -134,7 +129,7 @@ class _UtilityAccountBody(_Lenient):
     id: UpstreamId
     name: OptionalText = None
     service_accounts: Annotated[
-        list[Annotated[ServiceAccount | None, _OrNone()]], Field(max_length=MAX_SERVICE_ACCOUNTS)
+        list[Annotated[ServiceAccount | None, _IfFits(_none)]], Field(max_length=MAX_SERVICE_ACCOUNTS)
     ] = Field(alias="serviceAccounts")
 
 

@@ -173,6 +173,16 @@ async def _everything(url: str, prefix: str) -> str:
     return json.dumps(found)
 
 
+async def test_what_is_read_again_is_sealed_anew_only_if_it_has_changed(shared: Replica, vendor: SandboxServer) -> None:
+    walk, sessions = shared.walk(), shared.app.state.steps.access._sessions
+    await walk.ready("user_good")
+    kept = (await sessions.read(walk.id)).sealed_accounts
+    for _ in range(2):
+        await walk.accounts(**{"Cache-Control": "no-cache"})
+    assert len(vendor.world.calls.all("account")) == 3
+    assert (await sessions.read(walk.id)).sealed_accounts == kept
+
+
 async def test_whoever_has_left_sees_no_accounts_any_more(replica: Replica, upstream: SandboxServer) -> None:
     walk = replica.walk()
     await walk.ready()

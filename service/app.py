@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from functools import cache, partial
+from functools import cache
 from ipaddress import IPv4Network, ip_network
 from types import FrameType
 from typing import Any, Final
@@ -14,10 +14,8 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from pydantic import SecretStr
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -38,16 +36,16 @@ from service.api import (
     validations,
     widget,
 )
-from service.api.body import BodyGuard
 from service.api.caller import require_policies
 from service.api.cors import ApiCors
+from service.api.dispatch import Dispatcher, RaisedInstead, Resolver
 from service.api.envelope import failure
-from service.api.middleware import Around, Shed
+from service.api.middleware import Around
 from service.api.models import field_names
-from service.api.routing import RaisedInstead, Switch
 from service.clock import SYSTEM_CLOCK, Clock
-from service.errors import FieldError, ServiceError
+from service.errors import FieldError
 from service.link.scopes import ALL_SCOPES
+from service.protocol import is_malformed
 from service.sandbox.people import PASSWORD, PEOPLE
 from service.settings import SANDBOX_API_KEY, SANDBOX_PUBLISHABLE_CLIENT, Settings, load_settings
 from service.telemetry import configure_logs
@@ -89,11 +87,10 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
         middleware=[
             *_proxy_headers(settings),
             Middleware(ApiCors, origins=process.origins),
-            Middleware(Around, closing=lambda: process.health.closing, tracing=process.tracing),
-            *_own_listener(settings),
-            Middleware(BodyGuard, on_error=failure),
-            Middleware(Shed),
+            Middleware(Around, tracing=process.tracing),
         ],
+        operations_port=settings.metrics_port,
+        closing=lambda: process.health.closing,
     )
     app.state.tenants = process.tenants
     app.state.steps = process.steps
@@ -112,7 +109,6 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
         app.router.routes.extend(ops.metrics_router.routes)
     if settings.serves_docs:
         app.router.routes.extend(docs.router.routes)
-        app.mount("/docs/assets", docs.assets())
     if settings.sandbox:
         app.state.demo = demo.build(
             people=PEOPLE.values(),
@@ -139,31 +135,44 @@ def openapi_document() -> dict[str, Any]:
     return _document(_bare_app(), None)
 
 
-def _bare_app(**options: Any) -> FastAPI:  # noqa: ANN401 -- FastAPI's own
-    app = _App(
-        title="omniconnect-bff",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        **options,
-    )
+def _bare_app(**options: Any) -> "_App":  # noqa: ANN401 -- FastAPI's own
+    app = _App(title="omniconnect-bff", version=__version__, openapi_url=None, **options)
     # Those that are asked most come first: a route is looked for from the first on.
     for module in (validations, accounts, events, links, sessions, providers, ops, sdk, logos, hosted):
         # Not `include_router`: FastAPI would resolve each request through one more layer.
         app.router.routes.extend(module.router.routes)
+    app.router.routes.extend(docs.contract_router.routes)
     return app
 
 
 class _App(FastAPI):
-    """FastAPI without its own middleware: nothing here needs closing after a request, and ours bounds bodies."""
+    """FastAPI's routes and document, but its requests take our own way: see `service/api/dispatch.py`.
+
+    Args:
+        operations_port: Of the listener that serves operations alone, if there is one.
+        closing: Whether the process takes no new work any more.
+        options: FastAPI's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        operations_port: int | None = None,
+        closing: Callable[[], bool] = lambda: False,
+        **options: Any,  # noqa: ANN401 -- FastAPI's own
+    ) -> None:
+        super().__init__(**options)
+        self._operations_port = operations_port
+        self._closing = closing
 
     @override
     def build_middleware_stack(self) -> ASGIApp:
-        app: ASGIApp = Switch(self.router, on_error=partial(_rendered, self.routes))
+        app: ASGIApp = Dispatcher(
+            lifespan=self.router, on_error=_rendered, closing=self._closing, is_malformed=is_malformed
+        )
         for each in reversed(self.user_middleware):
             app = each.cls(app, *each.args, **each.kwargs)
-        return app
+        return Resolver(app, routes=self.routes, operations_port=self._operations_port, is_malformed=is_malformed)
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -190,56 +199,17 @@ def _proxy_headers(settings: Settings) -> list[Middleware]:
     return [Middleware(ProxyHeadersMiddleware, trusted_hosts=_networks(settings.trusted_proxies))]
 
 
-def _own_listener(settings: Settings) -> list[Middleware]:
-    if settings.metrics_port is None:
-        return []
-    return [Middleware(ops.OwnListener, port=settings.metrics_port)]
-
-
-def _rendered(routes: Iterable[BaseRoute], scope: Scope, error: RaisedInstead) -> Response:
-    match error:
-        case ServiceError():
-            return failure(scope, error)
-        case RequestValidationError():
-            return _render_invalid_request(scope, error)
-        case HTTPException():
-            return _render_http_error(routes, scope, error)
-
-
-def _render_invalid_request(scope: Scope, error: RequestValidationError) -> Response:
+def _rendered(scope: Scope, error: RaisedInstead) -> Response:
     """FastAPI's own answer repeats the whole body, passwords included; this one names known fields and no values."""
-    return failure(scope, errors.InvalidRequest([_field_error(each) for each in error.errors()]))
+    if isinstance(error, RequestValidationError):
+        error = errors.InvalidRequest([_field_error(each) for each in error.errors()])
+    return failure(scope, error)
 
 
 def _field_error(problem: dict[str, Any]) -> FieldError:
     path = [str(part) for part in problem["loc"][1:] if isinstance(part, int) or part in _FIELDS]
     message = "Unknown field" if problem["type"] == "extra_forbidden" else str(problem["msg"])
     return FieldError(".".join(path), message)
-
-
-def _render_http_error(routes: Iterable[BaseRoute], scope: Scope, error: HTTPException) -> Response:
-    """What the framework raises by itself."""
-    match error.status_code:
-        case 404:
-            answer = failure(scope, errors.NotFound())
-        case 405:
-            answer = failure(scope, errors.MethodNotAllowed())
-            answer.headers["Allow"] = ", ".join(_allowed_methods(routes, scope))
-        case 400:
-            answer = failure(scope, errors.MalformedRequest())
-        case _:
-            answer = failure(scope, errors.InternalError())
-    return answer
-
-
-def _allowed_methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
-    """RFC 9110, section 15.5.6: all of them; the framework names those of one route only."""
-    return sorted(
-        method
-        for route in routes
-        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
-        for method in route.methods or ()
-    )
 
 
 def _document(app: FastAPI, public_url: str | None) -> dict[str, Any]:

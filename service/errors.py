@@ -120,6 +120,10 @@ class MethodNotAllowed(ServiceError):
     code = "method_not_allowed"
     message = "This method is not allowed here"
 
+    def __init__(self, allowed: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.allowed = allowed
+
 
 class NotAcceptable(ServiceError):
     """The caller accepts no JSON."""

@@ -28,7 +28,7 @@ from typing_extensions import override
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
-from service.protocol import GatheringProtocol
+from service.protocol import HttpProtocol
 from service.settings import Settings
 from service.stores.embedded import EmbeddedStore, EmbeddedStoreError
 from service.telemetry import configure_logs, log
@@ -163,7 +163,7 @@ def _config(app: object, *, workers: int = 1) -> uvicorn.Config:
         factory=isinstance(app, str),
         workers=workers,
         loop="uvloop",
-        http=GatheringProtocol,
+        http=HttpProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

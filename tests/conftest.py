@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from service.app import create_app
 from service.clock import SYSTEM_CLOCK, Clock, Millis
-from service.protocol import GatheringProtocol
+from service.protocol import HttpProtocol
 from service.sandbox.pytest_plugin import omniconnect_sandbox, omniconnect_sandbox_server
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY, SANDBOX_CLIENT_ID, SANDBOX_SECRET, Settings
@@ -195,7 +195,7 @@ async def running_replica(
     app = create_app(settings, clock=clock, timing=timing)
     config = uvicorn.Config(
         app,
-        http=GatheringProtocol,
+        http=HttpProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -9,11 +9,11 @@ from service.api.caller import OwnSession, steps
 from service.api.documented import failures, follow_ups, request_header
 from service.api.envelope import answer
 from service.api.models import ServiceAccountsFound
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router
 
 __all__ = ["router"]
 
-router: Final = make_router("/v1/sessions/{session_id}/service-accounts", "service accounts")
+router: Final = make_router("/v1/sessions/{session_id}/service-accounts", "service accounts", RouteKind.API)
 
 
 @router.get(

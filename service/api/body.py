@@ -1,106 +1,86 @@
-"""Request bodies before anything else sees them: bounded, declared as JSON, and JSON that has only one reading."""
+"""Request bodies: bounded in size and time, declared as JSON, and JSON that has only one reading."""
 
+import asyncio
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, NoReturn
 
+import orjson
 from starlette.datastructures import Headers
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
-from service.errors import BodyTooLarge, MalformedRequest, ServiceError, UnsupportedMediaType
+from service.api.routing import NO_BODY
+from service.errors import BodyTooLarge, MalformedRequest, UnsupportedMediaType
 
-__all__ = ["BodyGuard", "check_json"]
+__all__ = ["announces_body", "json_of", "read_body"]
+
+_MAX_BYTES: Final = 65_536
+_MAX_DEPTH: Final = 32
+_BODY_SECONDS: Final = 30.0
+"""Who may call is decided by the head, so a body must not arrive much later."""
 
 _MAX_INTEGER_DIGITS: Final = 32
 _MAX_LENGTH_DIGITS: Final = 18
 """A Content-Length of more digits is over any limit, whatever it says."""
 
 
-class BodyGuard:
-    """Reads every request body in full before `app` runs, and answers those that it refuses.
+def announces_body(scope: Scope) -> bool:
+    """Whether a request has a body (RFC 9112, section 6.3)."""
+    headers = dict(scope["headers"])
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int = _MAX_BYTES) -> bytes:
+    """Read a request's body in full.
 
     Args:
-        app: Receives the body as one message; what comes after it (a disconnect) still reaches it.
-        on_error: Renders the answer to a refused request.
+        scope: The request.
+        receive: Its body, part by part.
         max_bytes: The longest body, counted as it arrives, whatever length it announces.
-        max_depth: How deep JSON may nest.
+
+    Raises:
+        BodyTooLarge: Before the rest is read.
+        MalformedRequest: It did not arrive in time.
+        ClientDisconnect: The client left while it was sending.
     """
+    announced = Headers(scope=scope).get("content-length", "")
+    if announced.isdecimal() and (len(announced) > _MAX_LENGTH_DIGITS or int(announced) > max_bytes):
+        raise BodyTooLarge
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await _read(receive, max_bytes)
+    except TimeoutError:
+        raise MalformedRequest("The request body did not arrive in time") from None
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        on_error: Callable[[Scope, ServiceError], Response],
-        max_bytes: int = 65_536,
-        max_depth: int = 32,
-    ) -> None:
-        self._app = app
-        self._on_error = on_error
-        self._max_bytes = max_bytes
-        self._max_depth = max_depth
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or hand it on with its body read and checked."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        if _has_no_body(scope):
-            return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
-        try:
-            body = await self._read(headers, receive)
-            if body:
-                _check_declaration(headers)
-                check_json(body, max_depth=self._max_depth)
-        except _Disconnected:
-            return None
-        except ServiceError as error:
-            response = self._on_error(scope, error)
-            if isinstance(error, BodyTooLarge):
-                response.headers["Connection"] = "close"  # the rest of the body is never read
-            return await response(scope, receive, send)
-        return await self._app(scope, _replay(body, receive), send)
+def json_of(scope: Scope, body: bytes) -> object:
+    """The JSON value that a body holds; `NO_BODY` if it is empty.
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        announced = headers.get("content-length", "")
-        if announced.isdecimal() and (len(announced) > _MAX_LENGTH_DIGITS or int(announced) > self._max_bytes):
+    Raises:
+        MalformedRequest: It is no JSON with a single reading.
+        UnsupportedMediaType: It is not declared as JSON.
+    """
+    if not body:
+        return NO_BODY
+    _check_declaration(Headers(scope=scope))
+    return parse_json(body, max_depth=_MAX_DEPTH)
+
+
+async def _read(receive: Receive, max_bytes: int) -> bytes:
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
             raise BodyTooLarge
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _Disconnected
-            body += message.get("body", b"")
-            if len(body) > self._max_bytes:
-                raise BodyTooLarge
-            more = message.get("more_body", False)
-        return bytes(body)
-
-
-def _has_no_body(scope: Scope) -> bool:
-    """RFC 9112, section 6.3: a request that announces no body has none. Only a read is taken at its word."""
-    headers = dict(scope["headers"])
-    return scope["method"] == "GET" and b"content-length" not in headers and b"transfer-encoding" not in headers
-
-
-class _Disconnected(Exception):
-    """The client went away while sending: there is nobody left to answer."""
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    pending: Message | None = {"type": "http.request", "body": body, "more_body": False}
-
-    async def replayed() -> Message:
-        nonlocal pending
-        if pending is None:
-            return await receive()
-        message, pending = pending, None
-        return message
-
-    return replayed
+        more = message.get("more_body", False)
+    return bytes(body)
 
 
 def _check_declaration(headers: Headers) -> None:
@@ -116,6 +96,11 @@ def _check_declaration(headers: Headers) -> None:
 
 
 # JSON
+
+
+def parse_json(raw: bytes, *, max_depth: int) -> object:
+    check_json(raw, max_depth=max_depth)
+    return orjson.loads(raw)
 
 
 def check_json(raw: bytes, *, max_depth: int) -> None:

@@ -6,11 +6,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.dispatch import is_readable
 from service.api.middleware import add_headers
+from service.api.routing import RouteKind, route_of
 
 __all__ = ["ApiCors"]
 
-_PATHS: Final = ("/v1/", "/api/")
+_KINDS: Final = frozenset({RouteKind.API, RouteKind.WIDGET})
 _METHODS: Final = ("GET", "POST", "DELETE")
 _REQUEST_HEADERS: Final = (
     "Accept",
@@ -53,8 +55,11 @@ class ApiCors:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Only the APIs are for other origins; pages and operations are not."""
-        if scope["type"] != "http" or not scope["path"].startswith(_PATHS):
+        """Only the APIs are for other origins, and what says that there is nothing; pages and operations are not."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        route = route_of(scope)
+        if not is_readable(scope) or (route is not None and route.kind not in _KINDS):
             return await self._app(scope, receive, send)
         if scope["method"] == "OPTIONS":
             send = _kept_in(send)

@@ -18,7 +18,7 @@ from service.api.cached import Cached
 from service.api.caller import steps_named
 from service.api.envelope import answer, told
 from service.api.hosted import hosted_base, page_url
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router
 from service.api.views import session_error, session_view
 from service.errors import NotFound
 from service.link.access import KeyCaller, Knock
@@ -77,7 +77,7 @@ class Demo:
     api_key: SecretStr
 
 
-router: Final = make_router("", "demo")
+router: Final = make_router("", "demo", RouteKind.PAGE)
 
 
 def build(*, people: Iterable[_Person], password: str, client_id: str, api_key: SecretStr, docs: str) -> Demo:

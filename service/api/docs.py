@@ -1,14 +1,18 @@
-"""`/docs`: Swagger UI, served from here alone."""
+"""`/openapi.json`, and `/docs`: Swagger UI, served from here alone."""
 
 from importlib import resources
 from typing import Final
 
+from fastapi import Request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from service.api.routing import make_router
+from service.api.envelope import encode
+from service.api.routing import RouteKind, make_router
+from service.errors import NotFound
 
-__all__ = ["assets", "router"]
+__all__ = ["contract_router", "router"]
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -38,7 +42,16 @@ _START: Final = """SwaggerUIBundle({
 });
 """
 
-router: Final = make_router("", "documentation")
+_ASSETS: Final = StaticFiles(directory=str(resources.files("fastapi_swagger") / "resources"), check_dir=False)
+
+contract_router: Final = make_router("", "contract", RouteKind.PAGE)
+router: Final = make_router("", "documentation", RouteKind.PAGE)
+
+
+@contract_router.api_route("/openapi.json", methods=["GET", "HEAD"], include_in_schema=False)
+async def openapi_json(request: Request) -> Response:
+    """The contract, with this deployment's address."""
+    return Response(encode(request.app.openapi()), media_type="application/json")
 
 
 @router.get("/docs", include_in_schema=False)
@@ -53,6 +66,10 @@ async def start() -> Response:
     return Response(_START, media_type="text/javascript; charset=utf-8")
 
 
-def assets() -> StaticFiles:
+@router.api_route("/docs/assets/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+async def docs_asset(request: Request, name: str) -> Response:
     """Swagger UI's files, from the package that carries them."""
-    return StaticFiles(directory=str(resources.files("fastapi_swagger") / "resources"))
+    try:
+        return await _ASSETS.get_response(name, request.scope)
+    except HTTPException:
+        raise NotFound from None

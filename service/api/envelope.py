@@ -104,6 +104,8 @@ def failure(scope: Scope, error: ServiceError) -> Response:
             body["errors"] = [{"field": each.field, "message": each.message} for each in error.errors]
         case errors.OutcomeUnknown():
             body["attempts"] = error.attempts
+        case errors.MethodNotAllowed():
+            headers["Allow"] = ", ".join(error.allowed)
         case errors.Unauthenticated():
             headers["WWW-Authenticate"] = "Bearer"
         case errors.AlreadyInProgress(location=str(location)):

@@ -11,7 +11,7 @@ from typing_extensions import override
 from service.api.caller import OwnSession, steps
 from service.api.documented import failures
 from service.api.envelope import encode
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router, may_stream
 from service.api.views import event_view, session_view
 from service.link.changes import Changes, Following
 from service.link.events import News, Stream, event_id
@@ -44,10 +44,11 @@ _STREAM: Final[dict[int | str, dict[str, Any]]] = {
     204: {"description": "The session is over, and `Last-Event-ID` was its last event: do not come back."},
 }
 
-router: Final = make_router("/v1/sessions/{session_id}/events", "events")
+router: Final = make_router("/v1/sessions/{session_id}/events", "events", RouteKind.API)
 
 
 @router.get("", response_class=Response, responses={**_STREAM, **failures(401, 403, 404, 429, 503)})
+@may_stream
 async def stream_events(
     request: Request,
     session: OwnSession,

@@ -12,13 +12,13 @@ from starlette.responses import Response
 from service.api.caller import HostedGuest, guest_cookie, hosted_pages
 from service.api.envelope import answer
 from service.api.models import EnterHostedPage
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router
 from service.errors import FieldError, Forbidden, InvalidRequest
 from service.link.sessions import Invited
 
 __all__ = ["HostedShell", "hosted_base", "page_url", "router"]
 
-router: Final = make_router("/link", "hosted page")
+router: Final = make_router("/link", "hosted page", RouteKind.HOSTED)
 
 _SHELL: Final = """<!doctype html>
 <html lang="en">

@@ -12,7 +12,7 @@ from service.api.caller import OwnSession, steps
 from service.api.documented import answer_header, failures
 from service.api.envelope import answer
 from service.api.models import CreateLink, LinkCreated
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router
 from service.api.views import link_view
 from service.errors import FieldError, InvalidRequest, MalformedRequest
 from service.link.attempt import Choice
@@ -23,7 +23,7 @@ __all__ = ["router"]
 _IDEMPOTENCY_KEY: Final = re.compile(r'"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x5b\x5d-\x7e]{1,255})')
 """A quoted string as draft-ietf-httpapi-idempotency-key-header has it, or the bare form that many clients send."""
 
-router: Final = make_router("/v1/sessions/{session_id}/links", "links")
+router: Final = make_router("/v1/sessions/{session_id}/links", "links", RouteKind.API)
 
 
 @router.post(

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from service.api.cached import Cached
 from service.api.caller import steps_named
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router
 
 __all__ = ["router"]
 
@@ -16,7 +16,7 @@ _SVG: Final = "image/svg+xml"
 _SVG_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 """An SVG opened by itself is a document, and must stay one without scripts."""
 
-router: Final = make_router("", "logos")
+router: Final = make_router("", "logos", RouteKind.PAGE)
 
 
 @router.api_route("/logos/{provider_id}", methods=["GET", "HEAD"], include_in_schema=False)

@@ -7,42 +7,19 @@ from typing import Any, Final, Literal, Protocol
 from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.envelope import encode, failure
-from service.api.routing import make_router
-from service.errors import NotFound
+from service.api.envelope import encode
+from service.api.routing import RouteKind, make_router
 
-__all__ = ["OPEN_PATHS", "Health", "OwnListener", "metrics_router", "router"]
+__all__ = ["OPEN_PATHS", "Health", "metrics_router", "router"]
 
 OPEN_PATHS: Final = frozenset(
-    {"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/docs/assets"}
+    {"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/docs/assets/{name}"}
     | {"/sdk/{name}", "/sdk/{version}/{name}", "/logos/{provider_id}", "/link/{session_id}"}
 )
 
-_METRICS: Final = "/metrics"
-_OPERATIONS: Final = frozenset({"/livez", "/readyz", _METRICS})
-
-router: Final = make_router("", "operations")
-metrics_router: Final = make_router("", "operations")
-
-
-class OwnListener:
-    """Serves operations, and nothing else, behind a port of their own; metrics nowhere else."""
-
-    def __init__(self, app: ASGIApp, *, port: int) -> None:
-        self._app = app
-        self._port = port
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let it through, or answer as if it did not exist."""
-        if scope["type"] == "http":
-            path = scope["path"]
-            # The socket's port, not what the request says of itself.
-            served = path in _OPERATIONS if scope["server"][1] == self._port else path != _METRICS
-            if not served:
-                return await failure(scope, NotFound())(scope, receive, send)
-        return await self._app(scope, receive, send)
+router: Final = make_router("", "operations", RouteKind.PROBE)
+metrics_router: Final = make_router("", "operations", RouteKind.METRICS)
 
 
 class Upstream(Protocol):
@@ -94,7 +71,7 @@ async def readyz(request: Request) -> Response:
     return Response(encode(report), 200 if report["status"] == "ready" else 503, media_type="application/json")
 
 
-@metrics_router.get(_METRICS, include_in_schema=False)
+@metrics_router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """Prometheus' text format, over all processes of this instance."""
     if not request.app.state.many_processes:

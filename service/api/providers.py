@@ -11,13 +11,13 @@ from service.api.caller import AnyCaller, steps
 from service.api.documented import OR_A_PAGE, answer_header, failures, request_header
 from service.api.envelope import answer, fragment
 from service.api.models import ProviderListed
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router
 
 __all__ = ["router"]
 
 _TAG: Final = {"ETag": answer_header("Of this list, for `If-None-Match`.")}
 
-router: Final = make_router("/v1/providers", "providers")
+router: Final = make_router("/v1/providers", "providers", RouteKind.API)
 
 
 @router.get(

@@ -1,4 +1,4 @@
-"""How all routers here are made, and how their routes run.
+"""How all routes here are made, and how they run.
 
 FastAPI reads a handler's signature once and describes it in the OpenAPI document; here it is also read once for what
 each request has to do. FastAPI's own way walks the tree of dependencies anew for each request, through exit stacks and
@@ -7,139 +7,161 @@ caches that nothing here uses, and that is the larger part of a cheap request's 
 
 from collections.abc import Awaitable, Callable, Mapping
 from copy import deepcopy
-from typing import Any, Final, TypeAlias
+from enum import StrEnum
+from typing import Any, Final, TypeAlias, TypeVar
 
-import orjson
 from fastapi import APIRouter, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
-from typing_extensions import override
 
-from service.errors import ServiceError
+__all__ = ["NO_BODY", "ApiRoute", "RouteKind", "make_router", "may_stream", "may_wait", "route_of"]
 
-__all__ = ["RaisedInstead", "Switch", "make_router"]
+NO_BODY: Final = object()
+"""In place of a JSON value, where a request has no body."""
 
-RaisedInstead: TypeAlias = ServiceError | RequestValidationError | HTTPException
-"""What stands for an answer."""
-
-_Call: TypeAlias = Callable[[Request], Awaitable[Any]]
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+_Values: TypeAlias = dict[str, Any]
 _SOURCES: Final[Mapping[str, Callable[[Request], Mapping[str, str]]]] = {
     "path": lambda request: request.path_params,
     "query": lambda request: request.query_params,
     "header": lambda request: request.headers,
 }
+_streaming: Final[set[Callable[..., Any]]] = set()
+_waiting: Final[set[Callable[..., Any]]] = set()
 
 
-def make_router(prefix: str, tag: str) -> APIRouter:
+class RouteKind(StrEnum):
+    """What a route is for. Every layer that treats routes differently asks for this, never for the path's text."""
+
+    API = "api"
+    """`/v1`: envelopes, and only for callers that accept JSON."""
+
+    WIDGET = "widget"
+    HOSTED = "hosted"
+    PAGE = "page"
+    """Pages, scripts and pictures; documentation."""
+
+    PROBE = "probe"
+    METRICS = "metrics"
+
+
+def may_stream(handler: _Handler) -> _Handler:
+    """Declare that a handler may answer with a stream: the request then takes no place of those at work."""
+    _streaming.add(handler)
+    return handler
+
+
+def may_wait(handler: _Handler) -> _Handler:
+    """Declare that a handler obeys `Prefer: wait` (RFC 7240): such a request takes no place of those at work."""
+    _waiting.add(handler)
+    return handler
+
+
+def make_router(prefix: str, tag: str, kind: RouteKind) -> APIRouter:
     """A router whose operation ids are its handlers' names, so that generated clients read well."""
-    return APIRouter(
-        prefix=prefix, tags=[tag], route_class=_Route, generate_unique_id_function=lambda route: route.name
-    )
+
+    class Route(ApiRoute):
+        def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 -- FastAPI's own
+            super().__init__(*args, **options)
+            self.kind = kind
+
+    return APIRouter(prefix=prefix, tags=[tag], route_class=Route, generate_unique_id_function=lambda route: route.name)
 
 
-class Switch:
-    """Takes a request to its route without asking all others first; the router answers what has none.
+class ApiRoute(APIRoute):
+    """A route, as the dispatcher runs it.
 
-    Args:
-        router: Has the routes.
-        on_error: Renders what a route, or the router, raised before it answered.
+    Attributes:
+        kind: What it is for.
+        streams: Its handler may answer with a stream.
+        waits: Its handler obeys `Prefer: wait`.
     """
 
-    def __init__(self, router: APIRouter, *, on_error: Callable[[Scope, RaisedInstead], Response]) -> None:
-        self._router = router
-        self._on_error = on_error
-        self._routes: dict[tuple[str, int, str | None], list[_Route]] = {}
-        for route in router.routes:
-            if isinstance(route, _Route):
-                *parts, last = route.path.split("/")
-                for method in route.methods or ():
-                    key = (method, len(parts), None if "{" in last else last)
-                    self._routes.setdefault(key, []).append(route)
+    kind: RouteKind
+    methods: set[str]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        route = self._found(scope) if scope["type"] == "http" else None
-        try:
-            if route is None:
-                return await self._router(scope, receive, send)
-            response: Response = await route.call(Request(scope, receive))
-        except (ServiceError, RequestValidationError, HTTPException) as error:
-            response = self._on_error(scope, error)
-        return await response(scope, receive, send)
-
-    def _found(self, scope: Scope) -> "_Route | None":
-        *parts, last = scope["path"].split("/")
-        method, depth = scope["method"], len(parts)
-        for route in self._routes.get((method, depth, last)) or self._routes.get((method, depth, None)) or ():
-            match = route.path_regex.match(scope["path"])
-            if match:
-                scope.update(endpoint=route.endpoint, path_params=match.groupdict(), route=route)
-                return route
-        return None
-
-
-class _Route(APIRoute):
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 -- FastAPI's own
         super().__init__(*args, **options)
-        self.call = call = _compiled(self.dependant)
+        self.streams = self.endpoint in _streaming
+        self.waits = self.endpoint in _waiting
+        self._compiled = _Compiled(self.dependant)
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            response = await call(Request(scope, receive))
-            await response(scope, receive, send)
+    async def identify(self, request: Request) -> _Values:
+        """Run what the handler depends on: its policy, which knows the caller by the request's head alone.
 
-        self.app = app
+        Raises:
+            ServiceError: Nobody that may call it.
+            RequestValidationError: A parameter of the policy is wrong.
+        """
+        return await self._compiled.identify(request)
 
-    @override
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        # FastAPI's own asks at each route for routers within routers, of which there are none here.
-        match, found = Route.matches(self, scope)
-        if match is not Match.NONE:
-            found["route"] = self
-        return match, found
+    async def respond(self, request: Request, identified: _Values, body: object) -> Any:  # noqa: ANN401 -- FastAPI's own
+        """Run the handler.
+
+        Args:
+            request: The request.
+            identified: What `identify` found.
+            body: The JSON value that was sent, or `NO_BODY`.
+
+        Raises:
+            ServiceError: It could not be done.
+            RequestValidationError: A parameter or the body is wrong.
+        """
+        return await self._compiled.run(request, identified, body)
 
 
-def _compiled(dependant: Dependant) -> _Call:
+def route_of(scope: Mapping[str, Any]) -> ApiRoute | None:
+    """The route that a request was resolved to; None if there is none."""
+    route: ApiRoute | None = scope.get("route")
+    return route
+
+
+class _Compiled:
     """What a handler, or a dependency of one, has to do: first its dependencies, then its parameters, then itself.
 
     Raises:
         TypeError: It asks for something that no handler here asks for.
     """
-    call = dependant.call
-    if call is None or dependant.cookie_params or len(dependant.body_params) > 1 or dependant.response_param_name:
-        raise TypeError(f"{dependant.path}: cannot be compiled")
-    dependencies = [(each.name or "", _compiled(each)) for each in dependant.dependencies]
-    fields = [
-        *(_field("path", each) for each in dependant.path_params),
-        *(_field("query", each) for each in dependant.query_params),
-        *(_field("header", each) for each in dependant.header_params),
-    ]
-    body = dependant.body_params[0] if dependant.body_params else None
-    request_name = dependant.request_param_name
 
-    async def run(request: Request) -> Any:  # noqa: ANN401 -- whatever the handler returns
-        values: dict[str, Any] = {}
-        for name, depend in dependencies:
-            values[name] = await depend(request)
+    __slots__ = ("_body", "_call", "_dependencies", "_fields", "_request_name")
+
+    def __init__(self, dependant: Dependant) -> None:
+        call, bodies = dependant.call, dependant.body_params
+        if call is None or dependant.cookie_params or len(bodies) > 1 or dependant.response_param_name:
+            raise TypeError(f"{dependant.path}: cannot be compiled")
+        if any(each.body_params for each in dependant.dependencies):
+            raise TypeError(f"{dependant.path}: a dependency runs before the body is read")
+        self._call: Callable[..., Awaitable[Any]] = call
+        self._dependencies = [(each.name or "", _Compiled(each)) for each in dependant.dependencies]
+        self._fields = [
+            *(_field("path", each) for each in dependant.path_params),
+            *(_field("query", each) for each in dependant.query_params),
+            *(_field("header", each) for each in dependant.header_params),
+        ]
+        self._body = bodies[0] if bodies else None
+        self._request_name = dependant.request_param_name
+
+    async def identify(self, request: Request) -> _Values:
+        values: _Values = {}
+        for name, depend in self._dependencies:
+            values[name] = await depend.run(request, await depend.identify(request), NO_BODY)
+        return values
+
+    async def run(self, request: Request, values: _Values, body: object) -> Any:  # noqa: ANN401 -- whatever it returns
         errors: list[Any] = []
-        for name, read in fields:
+        for name, read in self._fields:
             values[name], problems = read(request)
             errors += problems
-        if body is not None:
-            sent = await request.body()
-            values[body.name], problems = _validated(body, orjson.loads(sent) if sent else None, ("body",))
+        if self._body is not None:
+            sent = None if body is NO_BODY else body
+            values[self._body.name], problems = _validated(self._body, sent, ("body",))
             errors += problems
         if errors:
             raise RequestValidationError(errors)
-        if request_name is not None:
-            values[request_name] = request
-        return await call(**values)
-
-    return run
+        if self._request_name is not None:
+            values[self._request_name] = request
+        return await self._call(**values)
 
 
 def _field(place: str, field: Any) -> tuple[str, Callable[[Request], tuple[Any, list[Any]]]]:  # noqa: ANN401 -- FastAPI's own

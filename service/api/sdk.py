@@ -13,7 +13,7 @@ from starlette.responses import Response
 from service import __version__
 from service.api.cached import Cached
 from service.api.envelope import encode
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router
 from service.errors import NotFound
 
 __all__ = ["build", "router"]
@@ -34,7 +34,7 @@ _MODULE: Final = "const scriptUrl = import.meta.url;\n{body}\nexport {{ Omniconn
 _COMMENTS_AND_INDENTATION: Final = re.compile(r"^[ ]*/\*\*[\s\S]*?\*/\n|^[ ]*//.*\n|^[ ]+", re.MULTILINE)
 """A browser needs neither, and they would be an eighth of the download. No literal in the source begins so."""
 
-router: Final = make_router("", "sdk")
+router: Final = make_router("", "sdk", RouteKind.PAGE)
 
 
 def build() -> Mapping[str, Cached]:

@@ -11,7 +11,7 @@ from service.api.documented import OR_A_PAGE, answer_header, failures, follow_up
 from service.api.envelope import answer, told
 from service.api.hosted import hosted_base, page_url
 from service.api.models import CreateSession, SessionCreated, SessionShown, TokenReplaced
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router
 from service.api.views import session_error, session_view
 from service.link.outcome import LINKED
 from service.link.returns import HostedPage
@@ -20,7 +20,7 @@ from service.stores.records import SessionRecord
 
 __all__ = ["router"]
 
-router: Final = make_router("/v1/sessions", "sessions")
+router: Final = make_router("/v1/sessions", "sessions", RouteKind.API)
 
 
 _NEXT: Final = follow_ups(

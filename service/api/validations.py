@@ -11,7 +11,7 @@ from service.api.caller import OwnSession, steps
 from service.api.documented import answer_header, failures, follow_ups, request_header
 from service.api.envelope import answer, told
 from service.api.models import CreateValidation, ValidationShown
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router, may_wait
 from service.api.views import validation_error, validation_view
 from service.clock import LONGEST_WAIT_SECONDS
 from service.errors import FieldError, InvalidRequest
@@ -42,7 +42,7 @@ _NEXT: Final = {
     **follow_ups("list_service_accounts", session_id="$request.path.session_id"),
 }
 
-router: Final = make_router("/v1/sessions/{session_id}/validations", "validations")
+router: Final = make_router("/v1/sessions/{session_id}/validations", "validations", RouteKind.API)
 
 
 @router.post(
@@ -61,6 +61,7 @@ router: Final = make_router("/v1/sessions/{session_id}/validations", "validation
     },
     openapi_extra=_PREFER,
 )
+@may_wait
 async def create_validation(request: Request, session: OwnSession, wanted: CreateValidation) -> Response:
     """Step 2b: sign in at a utility; for OAuth, open the `authorizeUrl` that comes back. Takes `Prefer: wait=N`."""
     found = steps(request, session)
@@ -86,6 +87,7 @@ async def create_validation(request: Request, session: OwnSession, wanted: Creat
     responses={200: {"headers": _PENDING}, **failures(401, 403, 404, 429, 503)},
     openapi_extra=_PREFER,
 )
+@may_wait
 async def get_validation(request: Request, session: OwnSession, validation_id: str) -> Response:
     """A validation as it is now, or with `Prefer: wait=N` as soon as it is finished."""
     validations = steps(request, session).validations

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from service.api.address import client_address
 from service.api.caller import PageDoor, WidgetSession, steps
 from service.api.envelope import answer, encode, failure
-from service.api.routing import make_router
+from service.api.routing import RouteKind, make_router
 from service.clock import LONGEST_WAIT_SECONDS
 from service.errors import (
     FieldError,
@@ -37,7 +37,7 @@ UpstreamId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")
 
 _JSON: Final = "application/json"
 
-router: Final = make_router("/api", "widget")
+router: Final = make_router("/api", "widget", RouteKind.WIDGET)
 
 
 class _Lenient(BaseModel):

@@ -6,18 +6,24 @@ import math
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Annotated, Any
 
 import httpx
+import orjson
 import pytest
 import uvicorn
+from fastapi import Body
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.body import BodyGuard, check_json
+from service.api.body import announces_body, check_json, read_body
+from service.api.dispatch import Dispatcher, RaisedInstead, Resolver
+from service.api.routing import RouteKind, make_router
 from service.errors import BodyTooLarge, MalformedRequest, ServiceError, UnsupportedMediaType
+from service.protocol import HttpProtocol, is_malformed
 from tests.plain import NO_TLS
 
 CANARY = "hunter2-canary"
@@ -193,21 +199,36 @@ def _depth(value: object) -> int:
     return 0
 
 
-# The middleware, over a socket
+# Over a socket
+
+router = make_router("", "test", RouteKind.PAGE)
 
 
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    body = await Request(scope, receive).body()
-    await Response(body, headers={"X-App": "reached"})(scope, receive, send)
+@router.api_route("/", methods=["POST", "PUT", "GET", "DELETE"])
+async def echo(value: Annotated[Any, Body()] = None) -> Response:
+    return Response(orjson.dumps(value), headers={"X-App": "reached"})
 
 
-def render(_: Scope, error: ServiceError) -> Response:
+def render(_: Scope, error: RaisedInstead) -> Response:
+    assert isinstance(error, ServiceError)
     return JSONResponse({"code": error.code, "message": error.message}, STATUS[type(error)])
+
+
+async def lifespan(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    """There is nothing to start."""
+
+
+APP = Resolver(
+    Dispatcher(lifespan=lifespan, on_error=render, closing=lambda: False, is_malformed=is_malformed),
+    routes=router.routes,
+    operations_port=None,
+    is_malformed=is_malformed,
+)
 
 
 @pytest.fixture(scope="module")
 async def address() -> AsyncIterator[tuple[str, int]]:
-    server = uvicorn.Server(uvicorn.Config(BodyGuard(echo, on_error=render), lifespan="off", log_config=None))
+    server = uvicorn.Server(uvicorn.Config(APP, http=HttpProtocol, lifespan="off", log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve([listener]))
         yield listener.getsockname()
@@ -226,10 +247,10 @@ CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTran
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "GET", "DELETE"])
-async def test_a_good_body_reaches_the_app_unchanged(client: httpx.AsyncClient, method: str) -> None:
-    answer = await client.request(method, "/", content=b' {"a": 1.0} ', headers=JSON)
+async def test_what_a_good_body_says_reaches_the_handler(client: httpx.AsyncClient, method: str) -> None:
+    answer = await client.request(method, "/", content=b' {"a": 1.5} ', headers=JSON)
     assert answer.status_code == 200
-    assert answer.content == b' {"a": 1.0} '
+    assert answer.content == b'{"a":1.5}'
 
 
 async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
@@ -239,7 +260,7 @@ async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
 
 async def test_a_chunked_body_of_unknown_length_is_put_together(client: httpx.AsyncClient) -> None:
     answer = await client.post("/", content=_chunks(b'{"a"', b": ", b"1}"), headers=JSON)
-    assert answer.content == b'{"a": 1}'
+    assert answer.content == b'{"a":1}'
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/plain"}, {"Content-Encoding": "gzip"}])
@@ -249,7 +270,7 @@ async def test_an_empty_body_needs_no_declaration(
 ) -> None:
     answer = await client.post("/", content=content() if callable(content) else content, headers=headers)
     assert answer.headers["X-App"] == "reached"
-    assert answer.content == b""
+    assert answer.content == b"null"
 
 
 @pytest.mark.parametrize(
@@ -354,7 +375,7 @@ async def test_a_body_shorter_than_its_length_reaches_nobody(address: tuple[str,
     await writer.wait_closed()
 
 
-# The middleware, message by message
+# Message by message
 
 
 class Wire:
@@ -362,13 +383,9 @@ class Wire:
 
     def __init__(self, *messages: Message) -> None:
         self.unread = list(messages)
-        self.answer: list[Message] = []
 
     async def receive(self) -> Message:
         return self.unread.pop(0)
-
-    async def send(self, message: Message) -> None:
-        self.answer.append(message)
 
 
 def part(body: bytes, *, more: bool) -> Message:
@@ -386,54 +403,50 @@ def http_scope(**headers: str) -> Scope:
 
 async def test_a_length_that_lies_is_found_out_as_soon_as_the_cap_is_passed() -> None:
     wire = Wire(part(b"x" * 8, more=True), part(b"x", more=True), part(b"x" * 100, more=True))
-    await BodyGuard(echo, on_error=render, max_bytes=8)(http_scope(content_length="2"), wire.receive, wire.send)
-    assert wire.answer[0]["status"] == 413
+    with pytest.raises(BodyTooLarge):
+        await read_body(http_scope(content_length="2"), wire.receive, max_bytes=8)
     assert len(wire.unread) == 1
 
 
 @pytest.mark.parametrize("length", ["9", "9" * 19, "9" * 5000])
 async def test_a_length_over_the_cap_reads_nothing(length: str) -> None:
     wire = Wire(part(b"x" * 9, more=False))
-    await BodyGuard(echo, on_error=render, max_bytes=8)(http_scope(content_length=length), wire.receive, wire.send)
-    assert wire.answer[0]["status"] == 413
+    with pytest.raises(BodyTooLarge):
+        await read_body(http_scope(content_length=length), wire.receive, max_bytes=8)
     assert len(wire.unread) == 1
 
 
-async def test_a_client_that_leaves_while_sending_ends_the_request_silently() -> None:
+async def test_a_client_that_leaves_while_sending_ends_the_request() -> None:
     wire = Wire(part(b"{", more=True), {"type": "http.disconnect"})
-    await BodyGuard(echo, on_error=render)(http_scope(), wire.receive, wire.send)
-    assert wire.answer == []
+    with pytest.raises(ClientDisconnect):
+        await read_body(http_scope(), wire.receive)
 
 
-async def test_a_disconnect_after_the_body_still_reaches_the_app() -> None:
-    seen: list[Message] = []
+async def test_a_body_that_does_not_come_in_time_is_waited_for_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.api.body._BODY_SECONDS", 0.01)
 
-    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
-        seen.extend([await receive(), await receive()])
+    async def never() -> Message:
+        return await asyncio.get_running_loop().create_future()
 
+    with pytest.raises(MalformedRequest, match="did not arrive in time"):
+        await read_body(http_scope(), never)
+
+
+async def test_a_disconnect_after_the_body_is_left_to_the_handler() -> None:
     wire = Wire(part(b"{", more=True), part(b"}", more=False), {"type": "http.disconnect"})
-    guarded = BodyGuard(app, on_error=render)
-    await guarded(http_scope(content_type="application/json"), wire.receive, wire.send)
-    assert seen == [part(b"{}", more=False), {"type": "http.disconnect"}]
+    assert await read_body(http_scope(), wire.receive) == b"{}"
+    assert wire.unread == [{"type": "http.disconnect"}]
 
 
-async def test_an_error_of_the_app_is_not_the_guards_to_answer() -> None:
-    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
-        raise BodyTooLarge
-
-    wire = Wire(part(b"", more=False))
-    with pytest.raises(BodyTooLarge):
-        await BodyGuard(app, on_error=render)(http_scope(), wire.receive, wire.send)
-    assert wire.answer == []
-
-
-async def test_other_scopes_pass_untouched() -> None:
-    seen: list[object] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.extend([scope, receive, send])
-
-    wire = Wire()
-    receive, send = wire.receive, wire.send
-    await BodyGuard(app, on_error=render)({"type": "lifespan"}, receive, send)
-    assert seen == [{"type": "lifespan"}, receive, send]
+@pytest.mark.parametrize(
+    ("headers", "announced"),
+    [
+        ({}, False),
+        ({"content_length": "0"}, False),
+        ({"content_length": "1"}, True),
+        ({"content_length": "00"}, True),
+        ({"transfer_encoding": "chunked"}, True),
+    ],
+)
+def test_a_request_has_a_body_if_it_announces_one(headers: dict[str, str], *, announced: bool) -> None:
+    assert announces_body(http_scope(**headers)) is announced

@@ -24,7 +24,7 @@ class Held:
         identify = access.identify
 
         async def wait(knock: Any) -> Any:
-            if "held" in str(knock.credential):
+            if knock.client_id == "held":
                 self.inside += 1
                 await self.release.wait()
             return await identify(knock)
@@ -33,9 +33,8 @@ class Held:
 
     async def hold(self, count: int) -> list[asyncio.Task[httpx.Response]]:
         expected = self.inside + count
-        headers = {"Authorization": "Bearer held"}
         calls = [
-            asyncio.create_task(self._replica.client.post("/v1/sessions", headers=headers, json={}))
+            asyncio.create_task(self._replica.client.post("/v1/sessions", json={"clientId": "held"}))
             for _ in range(count)
         ]
         await eventually(lambda: self.inside >= expected)
@@ -44,8 +43,8 @@ class Held:
 
 @pytest.fixture
 async def held(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Held]:
-    monkeypatch.setattr("service.api.middleware._MOST_READS", MOST_READS)
-    monkeypatch.setattr("service.api.middleware._MOST_REQUESTS", MOST_REQUESTS)
+    monkeypatch.setattr("service.api.shedding._MOST_READS", MOST_READS)
+    monkeypatch.setattr("service.api.shedding._MOST_REQUESTS", MOST_REQUESTS)
     holding = Held(shared, monkeypatch)
     yield holding
     holding.release.set()
@@ -105,7 +104,7 @@ async def test_streams_and_waiters_take_no_place(shared: Replica, monkeypatch: p
 
 async def test_waiters_have_a_bound_of_their_own(shared: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait goes on when its caller has left, so that no limit of connections bounds them."""
-    monkeypatch.setattr("service.api.middleware._MOST_WAITING", 2)
+    monkeypatch.setattr("service.api.shedding._MOST_WAITING", 2)
     walk = await shared.walk().open()
     pending = (await walk.validate("user_never", wait=None)).json()["validation"]["id"]
     changes = shared.app.state.steps.changes

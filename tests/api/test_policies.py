@@ -11,7 +11,7 @@ from service.api.caller import POLICIES, any_caller, own_session, policies_of, r
 from service.app import create_app
 from service.settings import Settings
 
-OPEN = {"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/docs/assets"}
+OPEN = {"/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/docs/assets/{name}"}
 OPEN |= {"/sdk/{name}", "/sdk/{version}/{name}", "/logos/{provider_id}", "/link/{session_id}"}
 DEMO = {"/", "/demo/assets/{name}", "/demo/sessions", "/demo/sessions/{session_id}"}
 

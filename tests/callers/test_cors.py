@@ -92,7 +92,7 @@ async def test_errors_can_be_read_too(site: Replica, monkeypatch: pytest.MonkeyP
         404: await site.client.get("/v1/none", headers=page_headers()),
         405: await site.client.put("/v1/sessions", headers=page_headers()),
         406: await site.client.get("/v1/providers", headers=page_headers() | {"Accept": "text/html"}),
-        413: await site.client.post("/api/jobs", headers=page_headers(), content=b"x" * 70_000),
+        413: await site.client.post("/v1/sessions", headers=page_headers(), content=b"x" * 70_000),
         415: await site.client.post("/v1/sessions", headers=page_headers(), content=b"{}"),
         422: await open_by_page(site, 1),
     }

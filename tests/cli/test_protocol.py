@@ -8,7 +8,7 @@ from typing_extensions import override
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from service.protocol import GatheringProtocol
+from service.protocol import HttpProtocol
 from tests.processes import eventually
 
 
@@ -37,10 +37,10 @@ async def hello(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"hello"})
 
 
-def connected() -> tuple[GatheringProtocol, Recording]:
+def connected() -> tuple[HttpProtocol, Recording]:
     config = Config(hello, lifespan="off", log_config=None, access_log=False, server_header=False, date_header=False)
     config.load()
-    protocol = GatheringProtocol(config, ServerState(), app_state={})
+    protocol = HttpProtocol(config, ServerState(), app_state={})
     transport = Recording()
     protocol.connection_made(transport)
     return protocol, transport

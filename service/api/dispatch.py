@@ -1,0 +1,229 @@
+"""From a request to its route, outermost, and from the route to an answer, innermost.
+
+The order is: the route; the caller, where the head carries a credential; the body; a place among those at work; the
+handler, with the credential of callers that carry it in the body. Whatever is refused on the way costs no more than the
+steps before it.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeAlias
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.body import announces_body, json_of, read_body
+from service.api.routing import NO_BODY, ApiRoute, RouteKind, route_of
+from service.api.shedding import LoadShedding
+from service.errors import MalformedRequest, MethodNotAllowed, NotAcceptable, NotFound, ServiceError, ShuttingDown
+
+__all__ = ["Dispatcher", "RaisedInstead", "Resolver", "is_readable"]
+
+RaisedInstead: TypeAlias = ServiceError | RequestValidationError
+"""What stands for an answer."""
+
+_NOT_HTTP: Final = "The request is not valid HTTP"
+_REFUSAL: Final = "refusal"
+_UNREAD: Final = "unread"
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:[0-9]*)?")
+"""RFC 9110, section 7.2, without the comma, by which intermediaries join two lines."""
+
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
+_JSON: Final = ("application/json", "application/*", "*/*")
+_EVENTS: Final = ("text/event-stream", "text/*")
+_ACTING: Final = frozenset({RouteKind.API, RouteKind.WIDGET, RouteKind.HOSTED})
+
+
+class Resolver:
+    """Finds the route of each request, once, for all layers inside; and what must be refused before there is one.
+
+    Args:
+        app: Answers, with the route and the refusal in the request's scope.
+        routes: All of them.
+        operations_port: Of the listener that serves operations and nothing else, if there is one; metrics are served
+            nowhere else then.
+        is_malformed: Whether the server could not read a request.
+
+    Raises:
+        TypeError: There is a route that the dispatcher cannot run.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Iterable[BaseRoute],
+        operations_port: int | None,
+        is_malformed: Callable[[Scope], bool],
+    ) -> None:
+        self._app = app
+        self._operations_port = operations_port
+        self._is_malformed = is_malformed
+        self._routes: dict[tuple[int, str | None], list[ApiRoute]] = {}
+        for route in routes:
+            if not isinstance(route, ApiRoute):
+                raise TypeError(f"{route} cannot be run")
+            *parts, last = route.path.split("/")
+            self._routes.setdefault((len(parts), None if "{" in last else last), []).append(route)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on."""
+        if scope["type"] == "http":
+            state = scope.setdefault("state", {})
+            state[_REFUSAL] = refusal = self._resolve(scope)
+            # Who sends what is malformed may see requests begin elsewhere than this service does.
+            if isinstance(refusal, MalformedRequest) or announces_body(scope):
+                state[_UNREAD] = True
+                send = _closing(state, send)
+        await self._app(scope, receive, send)
+
+    def _resolve(self, scope: Scope) -> ServiceError | None:
+        flaw = _NOT_HTTP if self._is_malformed(scope) else _flaw(scope)
+        if flaw is not None:
+            return MalformedRequest(flaw)
+        path, method = scope["path"], scope["method"]
+        *parts, last = path.split("/")
+        there: list[ApiRoute] = []
+        for route in (*self._routes.get((len(parts), last), ()), *self._routes.get((len(parts), None), ())):
+            found = route.path_regex.fullmatch(path)
+            if found is None or not self._serves(scope, route):
+                continue
+            if method in route.methods:
+                scope.update(endpoint=route.endpoint, path_params=found.groupdict(), route=route)
+                return None
+            there.append(route)
+        if not there:
+            return NotFound()
+        scope["route"] = there[0]
+        # RFC 9110, section 15.5.6: the methods of all routes of this path.
+        return MethodNotAllowed(sorted({each for route in there for each in route.methods}))
+
+    def _serves(self, scope: Scope, route: ApiRoute) -> bool:
+        if self._operations_port is None:
+            return True
+        # The socket's port, not what the request says of itself.
+        if scope["server"][1] == self._operations_port:
+            return route.kind in {RouteKind.PROBE, RouteKind.METRICS}
+        return route.kind is not RouteKind.METRICS
+
+
+def is_readable(scope: Scope) -> bool:
+    """Whether a request, whatever it asks for, is more than an error to be answered."""
+    return not isinstance(scope["state"][_REFUSAL], MalformedRequest)
+
+
+def _flaw(scope: Scope) -> str | None:
+    """Why a request is refused whatever it asks for."""
+    if scope["http_version"] not in _VERSIONS:
+        return "Only HTTP/1.0 and HTTP/1.1 are spoken here"
+    if not _names_its_host(scope):
+        return "The request must have one valid Host header"
+    if _CONTROL.search(scope["path"]):
+        return "The path must not have control characters"
+    return None
+
+
+def _names_its_host(scope: Scope) -> bool:
+    """RFC 9112, section 3.2: a request of HTTP/1.1 has one `Host`; one of HTTP/1.0 may have none."""
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) != 1:
+        return not hosts and scope["http_version"] == "1.0"
+    return _HOST.fullmatch(hosts[0].strip(b" \t")) is not None
+
+
+def _closing(state: dict[str, Any], send: Send) -> Send:
+    """Close the connection after an answer that was given before the request was read to its end."""
+
+    async def send_closing(message: Message) -> None:
+        if message["type"] == "http.response.start" and state[_UNREAD]:
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+
+    return send_closing
+
+
+class Dispatcher:
+    """Runs the route that a request was resolved to.
+
+    Args:
+        lifespan: Starts and stops the app.
+        on_error: Renders what was raised before there was an answer.
+        closing: Whether the process takes no new work any more.
+        is_malformed: Whether the server could not read a request to its end.
+    """
+
+    def __init__(
+        self,
+        *,
+        lifespan: ASGIApp,
+        on_error: Callable[[Scope, RaisedInstead], Response],
+        closing: Callable[[], bool],
+        is_malformed: Callable[[Scope], bool],
+    ) -> None:
+        self._lifespan = lifespan
+        self._on_error = on_error
+        self._closing = closing
+        self._is_malformed = is_malformed
+        self._shedding = LoadShedding()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return await self._lifespan(scope, receive, send)
+        place = None
+        try:
+            try:
+                route = self._admitted(scope)
+                request = Request(scope, receive)
+                identified = await route.identify(request)
+                body = await self._body(scope, receive)
+                place = self._shedding.take(route, scope)
+                response: Response = await route.respond(request, identified, body)
+            except (ServiceError, RequestValidationError) as error:
+                response = self._on_error(scope, error)
+            except ClientDisconnect:
+                return None  # there is nobody left to answer
+            return await response(scope, receive, send)
+        finally:
+            if place is not None:
+                self._shedding.leave(place)
+
+    def _admitted(self, scope: Scope) -> ApiRoute:
+        """The route, if the process still does what it is for, and the caller takes what it answers."""
+        state, route = scope["state"], route_of(scope)
+        refusal: ServiceError | None = state[_REFUSAL]
+        if refusal is not None or route is None:
+            raise refusal or NotFound
+        if route.kind is RouteKind.API and not _accepts(scope, (*_JSON, *_EVENTS) if route.streams else _JSON):
+            raise NotAcceptable
+        if scope["method"] == "POST" and route.kind in _ACTING and self._closing():
+            raise ShuttingDown
+        return route
+
+    async def _body(self, scope: Scope, receive: Receive) -> object:
+        state = scope["state"]
+        if _UNREAD not in state:
+            return NO_BODY
+        body = await read_body(scope, receive)
+        if self._is_malformed(scope):
+            raise MalformedRequest(_NOT_HTTP)
+        state[_UNREAD] = False
+        return json_of(scope, body)
+
+
+def _accepts(scope: Scope, media_types: Iterable[str]) -> bool:
+    lines = Headers(scope=scope).getlist("accept")
+    if not lines:
+        return True
+    for part in ",".join(lines).split(","):
+        media_type, _, parameters = part.partition(";")
+        if media_type.strip().lower() in media_types and not re.search(r"\bq\s*=\s*0(\.0*)?\s*(;|$)", parameters):
+            return True
+    return False

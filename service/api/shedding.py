@@ -1,0 +1,60 @@
+"""Places of one process: what is at work is bounded, and who comes beyond that is refused at once."""
+
+from typing import Final, Literal
+
+from starlette.types import Scope
+
+from service.api.routing import ApiRoute, RouteKind
+from service.errors import Overloaded
+
+__all__ = ["LoadShedding", "Place"]
+
+_MOST_READS: Final = 1000
+_MOST_REQUESTS: Final = 1250
+"""In flight in one process. Reads go first: what a person does was prepared by many of them."""
+
+_MOST_WAITING: Final = 20_000
+"""Streams and long waits of one process, some 20 KB each. A wait that is begun goes on when its caller has left."""
+
+_UNCOUNTED: Final = frozenset({RouteKind.PROBE, RouteKind.METRICS})
+
+Place = Literal["working", "waiting", "uncounted"]
+
+
+class LoadShedding:
+    """Counts the requests that are at work, and those that hold a line and mostly do nothing."""
+
+    def __init__(self) -> None:
+        self._held: dict[Place, int] = {"working": 0, "waiting": 0, "uncounted": 0}
+
+    def take(self, route: ApiRoute, scope: Scope) -> Place:
+        """A place for a request whose body is there; it is to be given back with `leave`.
+
+        Raises:
+            Overloaded: All are taken.
+        """
+        if route.kind in _UNCOUNTED:
+            return self._taken("uncounted")
+        reads, waits = scope["method"] == "GET", route.streams or (route.waits and _prefers_to_wait(scope))
+        if waits and self._held["waiting"] >= _MOST_WAITING:
+            if route.streams:
+                raise Overloaded
+            # RFC 7240, section 2: a preference may be passed over.
+            scope["headers"] = [header for header in scope["headers"] if header[0] != b"prefer"]
+            waits = False
+        if not (waits and reads) and self._held["working"] >= (_MOST_READS if reads else _MOST_REQUESTS):
+            raise Overloaded
+        return self._taken("waiting" if waits else "working")
+
+    def leave(self, place: Place) -> None:
+        """Give a place back."""
+        self._held[place] -= 1
+
+    def _taken(self, place: Place) -> Place:
+        self._held[place] += 1
+        return place
+
+
+def _prefers_to_wait(scope: Scope) -> bool:
+    """In any of several lines: one that is not looked at would let waiters take the places of those at work."""
+    return any(name == b"prefer" and b"wait" in value.lower() for name, value in scope["headers"])

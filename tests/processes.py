@@ -6,12 +6,15 @@ They are forked from a process that has imported the service and done nothing el
 import asyncio
 import multiprocessing
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Final, TypeVar
 
 import httpx
@@ -22,7 +25,7 @@ from service.settings import SANDBOX_API_KEY, Settings
 from tests.plain import NO_TLS
 from tests.walk import Walk
 
-__all__ = ["FORKS", "ServiceProcess", "eventually", "serving"]
+__all__ = ["FORKS", "ServiceProcess", "eventually", "resident", "serving"]
 
 FORKS: Final = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["service.app", "service.serve", "tests.faults.victims"])
@@ -37,6 +40,18 @@ async def eventually(look: Callable[[], _T | None], *, seconds: float = 20.0) ->
         assert SYSTEM_CLOCK.monotonic() < give_up, "it never happened"
         await asyncio.sleep(0.005)
     return found
+
+
+def resident(process: int) -> int:
+    """Bytes of memory; where there is no `/proc`, as on macOS, by what POSIX has everywhere."""
+    status = Path(f"/proc/{process}/status")
+    if status.exists():
+        found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+    else:
+        asked = ["ps", "-o", "rss=", "-p", str(process)]
+        found = re.search(r"(\d+)", subprocess.run(asked, check=True, capture_output=True, text=True).stdout)  # noqa: S603 -- our own
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 class ServiceProcess:
@@ -81,11 +96,17 @@ class ServiceProcess:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, **environ: str) -> AsyncIterator[ServiceProcess]:
-    """The service in a process of its own, once it is ready. `environ` adds settings by their variables' names."""
+async def serving(settings: Settings, log: Path | None = None, /, **environ: str) -> AsyncIterator[ServiceProcess]:
+    """The service in a process of its own, once it is ready.
+
+    Args:
+        settings: The common ones.
+        log: A file for the log; without it nobody reads the log.
+        environ: Further settings, by the names of their variables.
+    """
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
-    with _forked({**_environ(settings), "OMNICONNECT_PORT": str(port), **environ}) as process:
+    with _forked({**_environ(settings), "OMNICONNECT_PORT": str(port), **environ}, log) as process:
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=40, trust_env=False, verify=NO_TLS
         ) as client:
@@ -112,18 +133,18 @@ def _environ(settings: Settings) -> dict[str, str]:
     return {f"OMNICONNECT_{name}": value for name, value in given.items()}
 
 
-def _serve(environ: Mapping[str, str]) -> None:
+def _serve(environ: Mapping[str, str], log: Path | None) -> None:
     for name in [each for each in os.environ if each.startswith("OMNICONNECT_")]:
         del os.environ[name]
     os.environ |= environ
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    os.dup2(os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT, 0o600), sys.stderr.fileno())
     sys.argv[1:] = ["serve"]
     cli.main()
 
 
 @contextmanager
-def _forked(environ: Mapping[str, str]) -> Iterator[ForkServerProcess]:
-    process = FORKS.Process(target=_serve, args=(environ,), daemon=True)
+def _forked(environ: Mapping[str, str], log: Path | None) -> Iterator[ForkServerProcess]:
+    process = FORKS.Process(target=_serve, args=(environ, log), daemon=True)
     process.start()
     try:
         yield process

@@ -17,7 +17,7 @@ import pytest
 
 from service.settings import SANDBOX_API_KEY, Settings
 from tests.conftest import Replica
-from tests.processes import eventually, serving
+from tests.processes import eventually, resident, serving
 
 ADVICE: Final = (Path(__file__).parents[2] / "deploy" / "README.md").read_text(encoding="utf-8")
 SENDERS: Final = 300
@@ -81,18 +81,6 @@ class Edge:
         port = f":{httpx.URL(self.replica.url).port:04X}"
         rows = [row.split() for row in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
         return sum(row[1].endswith(port) and row[3] == "01" for row in rows)
-
-
-def resident(process: int) -> int:
-    """Bytes of memory; where there is no `/proc`, as on macOS, by what POSIX has everywhere."""
-    status = Path(f"/proc/{process}/status")
-    if status.exists():
-        found = re.search(r"VmRSS:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-    else:
-        asked = ["ps", "-o", "rss=", "-p", str(process)]
-        found = re.search(r"(\d+)", subprocess.run(asked, check=True, capture_output=True, text=True).stdout)  # noqa: S603 -- our own
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ FUZZ ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
 FUZZED := tests/api/test_schemathesis.py tests/api/test_hostile_requests.py tests/link/test_people_at_random.py \
-	tests/callers/test_user_tokens.py
+	tests/callers/test_user_tokens.py tests/framing/test_property.py
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header --python-version 3.11
 
 .DEFAULT_GOAL := help

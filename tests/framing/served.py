@@ -1,8 +1,8 @@
 """The service behind a socket, and what must hold of its answers whatever bytes it is sent."""
 
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -24,6 +24,12 @@ class Service:
     def connect(self) -> Connection:
         return Connection(self.port)
 
+    @contextmanager
+    def connections(self, count: int) -> Iterator[list[Connection]]:
+        """Several at once; a test may close them before."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.connect()) for _ in range(count)]
+
     def settle(self) -> None:
         """Return once the process has read everything that was sent before: it reads in the order of arrival."""
         with self.connect() as line:
@@ -36,8 +42,7 @@ class Service:
 
     def exchange_each(self, exchanges: Sequence[Sequence[bytes]]) -> list[list[Answer]]:
         """The same on many connections at once: the n-th segments of all are read before the next ones are sent."""
-        with ExitStack() as stack:
-            lines = [stack.enter_context(self.connect()) for _ in exchanges]
+        with self.connections(len(exchanges)) as lines:
             for turn in zip_longest(*exchanges, fillvalue=b""):
                 for line, segment in zip(lines, turn, strict=True):
                     line.send(segment)

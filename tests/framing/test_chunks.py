@@ -150,23 +150,19 @@ ENDLESS: Final = {
 
 @pytest.mark.parametrize(("begin", "part", "end"), ENDLESS.values(), ids=ENDLESS)
 def test_what_stands_beside_the_body_is_bounded(service: Service, begin: bytes, part: bytes, end: bytes) -> None:
+    """The connection may end without an answer: the client is still sending."""
     answers = service.exchange(post() + begin + part * (2 * MIB // len(part)) + end)
-    assert len(answers) == 1
-    assert answers[0].closes
-    assert answers[0].status >= 400
+    assert len(answers) <= 1
+    assert all(answer.closes and answer.status >= 400 for answer in answers)
 
 
 def test_endless_trailers_take_no_memory(service: Service) -> None:
     before = resident(service.process)
-    lines = [service.connect() for _ in range(16)]
-    try:
+    with service.connections(16) as lines:
         for line in lines:
             line.send(post() + b"0\r\n" + b"X-A: bbbbbbb\r\n" * (2 * MIB // 14))
         service.settle()
         assert resident(service.process) - before < 8 * MIB
-    finally:
-        for line in lines:
-            line.close()
 
 
 def test_many_small_chunks_are_one_body(service: Service) -> None:

@@ -46,8 +46,8 @@ def test_one_line_each_at_most(service: Service, request_: bytes) -> None:
 
 
 def test_nothing_of_the_request_is_logged(service: Service) -> None:
-    told = b"secret-of-somebody"
+    secret = b"secret-of-somebody"
     requests = [
-        each.replace(b"none", told).replace(b"garbage", told).replace(b"xyz", told) for each in REQUESTS.values()
+        each.replace(b"none", secret).replace(b"garbage", secret).replace(b"xyz", secret) for each in REQUESTS.values()
     ]
-    assert told.decode() not in json.dumps(lines_for(service, requests))
+    assert secret.decode() not in json.dumps(lines_for(service, requests))

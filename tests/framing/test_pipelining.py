@@ -8,7 +8,8 @@ from tests.framing.served import Canary, Service, assert_in_step, assert_malform
 from tests.framing.wire import HOST, JSON, KEY, LAST, Connection, chunked, head, ids, named, sized
 from tests.processes import eventually, resident
 
-MIB: Final = 2**20
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
 MOST_STREAMS: Final = 3
 GARBAGE: Final = b"garbage\r\n\r\n"
 
@@ -128,39 +129,28 @@ def test_a_malformed_request_waits_for_the_answers_before_it(service: Service, c
 async def test_a_stream_ends_with_its_connection(
     service: Service, streamed: Streamed, after: bytes, *, reset: bool
 ) -> None:
-    lines = [service.connect() for _ in range(MOST_STREAMS)]
-    for line in lines:
-        begin(line, streamed, after)
-    assert not streamed.has_a_place()
-    for line in lines:
-        if reset:
-            line.reset()
-        else:
-            line.close()
+    with service.connections(MOST_STREAMS) as lines:
+        for line in lines:
+            begin(line, streamed, after)
+        assert not streamed.has_a_place()
+        for line in lines:
+            if reset:
+                line.reset()
     await eventually(streamed.has_a_place, seconds=2)
 
 
-async def test_a_body_behind_a_stream_is_bounded(service: Service, streamed: Streamed) -> None:
+@pytest.mark.parametrize(
+    "after",
+    [post("after", b" " * 8 * MIB), post("after", b" " * 8 * MIB, as_chunks=True), quick("after") * 50_000],
+    ids=["a body", "chunks", "requests"],
+)
+async def test_what_follows_a_stream_is_bounded(service: Service, streamed: Streamed, after: bytes) -> None:
     before = resident(service.process)
-    lines = [service.connect() for _ in range(MOST_STREAMS)]
-    for line in lines:
-        begin(line, streamed, b"")
-        line.offer(post("after", b" " * 8 * MIB), service.settle)
-    assert resident(service.process) - before < 8 * MIB
-    for line in lines:
-        line.close()
-    await eventually(streamed.has_a_place, seconds=2)
-
-
-async def test_requests_behind_a_stream_are_bounded(service: Service, streamed: Streamed) -> None:
-    before = resident(service.process)
-    lines = [service.connect() for _ in range(MOST_STREAMS)]
-    for line in lines:
-        begin(line, streamed, quick("after") * 5000)
-        line.offer(quick("after") * 50_000, service.settle)
-    assert resident(service.process) - before < 8 * MIB
-    for line in lines:
-        line.close()
+    with service.connections(MOST_STREAMS) as lines:
+        for line in lines:
+            begin(line, streamed, after[:KIB])
+            line.offer(after[KIB:], service.settle)
+        assert resident(service.process) - before < 8 * MIB
     await eventually(streamed.has_a_place, seconds=2)
 
 

@@ -135,11 +135,14 @@ class Connection:
     def offer(self, data: bytes, settle: Callable[[], None]) -> None:
         """Send as much as the other side takes, and let it read in between."""
         rest = memoryview(data)
-        while rest and not self._ended and self._ready(select.POLLOUT):
-            with suppress(BlockingIOError, ConnectionError):
+        while rest and self._ready(select.POLLOUT):
+            try:
                 while rest:
                     rest = rest[self._socket.send(rest) :]
-            settle()
+            except BlockingIOError:
+                settle()
+            except ConnectionError:
+                return
 
     def end(self) -> None:
         """Send no more; what the service has not answered by now, it need not answer."""
@@ -189,6 +192,11 @@ class Connection:
         return int(status[1]), headers
 
     def _body(self, headers: dict[str, str]) -> bytes:
+        if headers.get("connection", "").lower() == "close" and not headers.keys() & {
+            "content-length",
+            "transfer-encoding",
+        }:
+            return self._everything()
         assert ("content-length" in headers) != ("transfer-encoding" in headers), headers
         if "content-length" in headers:
             assert re.fullmatch("[0-9]+", headers["content-length"]), headers
@@ -200,6 +208,11 @@ class Connection:
             assert self._exactly(2) == CRLF
         assert self._exactly(2) == CRLF
         return body
+
+    def _everything(self) -> bytes:
+        while self._more():
+            pass
+        return self._exactly(len(self._received))
 
     def _chunk_size(self) -> int:
         line = self._until(CRLF)

@@ -108,6 +108,7 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
     if settings.sandbox or settings.metrics_port is not None:
         app.router.routes.extend(ops.metrics_router.routes)
     if settings.serves_docs:
+        app.state.docs_assets = docs.assets()
         app.router.routes.extend(docs.router.routes)
     if settings.sandbox:
         app.state.demo = demo.build(

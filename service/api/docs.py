@@ -12,7 +12,7 @@ from service.api.envelope import encode
 from service.api.routing import RouteKind, make_router
 from service.errors import NotFound
 
-__all__ = ["contract_router", "router"]
+__all__ = ["assets", "contract_router", "router"]
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -42,8 +42,6 @@ _START: Final = """SwaggerUIBundle({
 });
 """
 
-_ASSETS: Final = StaticFiles(directory=str(resources.files("fastapi_swagger") / "resources"), check_dir=False)
-
 contract_router: Final = make_router("", "contract", RouteKind.PAGE)
 router: Final = make_router("", "documentation", RouteKind.PAGE)
 
@@ -70,6 +68,12 @@ async def start() -> Response:
 async def docs_asset(request: Request, name: str) -> Response:
     """Swagger UI's files, from the package that carries them."""
     try:
-        return await _ASSETS.get_response(name, request.scope)
+        found: Response = await request.app.state.docs_assets.get_response(name, request.scope)
     except HTTPException:
         raise NotFound from None
+    return found
+
+
+def assets() -> StaticFiles:
+    """The directory that they are served from."""
+    return StaticFiles(directory=str(resources.files("fastapi_swagger") / "resources"))

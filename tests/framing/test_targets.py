@@ -21,7 +21,7 @@ def asking(line: bytes, *lines: bytes) -> bytes:
         *(b"GET /livez http/1.1", b"GET /livez HTTP/1", b"GET /livez HTTP/1.1.1", b"GET /livez HTTP/11", b"\x00"),
         *(b"GET /livez HTTP/0.9", b"GET /livez HTTP/1.2", b"GET /livez HTTP/2.0", b"GET /livez HTTP/3.0"),
         *(b"GET /livez XTTP/1.1", b"GET /livez HTTP /1.1", b"GET /livez HTTP/+1.1", b"GET /livez HTTP/1.10"),
-        *(b"DESCRIBE /livez RTSP/1.0", b"SOURCE /livez ICE/1.0", b"GET /livez RTSP/1.0", b"GET /livez ICE/1.0"),
+        b"GET /livez ICE/1.0",
         *(b"GET http:///livez HTTP/1.1", b"GET http://[x/livez HTTP/1.1", b"GET http://a:99999999/livez HTTP/1.1"),
         *(b"GET  HTTP/1.1", b"GET ?query HTTP/1.1", b"GET @/livez HTTP/1.1", b"HTTP/1.1 200 OK"),
     ],

@@ -1,5 +1,6 @@
 """What opens the door, and what does not. Whose what is: `tests/callers/test_ownership.py`."""
 
+import re
 import asyncio
 import hashlib
 import json
@@ -102,9 +103,10 @@ async def test_ids_of_another_form_are_not_found_and_looked_for_nowhere(
     for path in (f"/v1/sessions/{session_id}", f"{walk.path}/validations/{session_id}"):
         for headers in (walk.headers, walk.server_headers):
             status, body = await _raw_get(shared.url, path, headers)
-            assert status in ({403, 404} if "/validations/" in path else {404}), path
+            unreadable = {400} if re.search("%0|%7f", path) else set()  # a control character
+            assert status in unreadable or status in ({403, 404} if "/validations/" in path else {404}), path
             assert body["status"] == "OM400"
-    assert looked_for == {walk.id}
+    assert looked_for <= {walk.id}
     assert vendor.world.calls.all() == []
 
 

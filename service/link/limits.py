@@ -2,13 +2,13 @@
 
 import hashlib
 import hmac
-import unicodedata
 from typing import Final
 
 from pydantic import SecretStr
 
 from service.errors import TooManyAttempts
 from service.link.clients import PublishableClient
+from service.link.usernames import fold_username
 from service.stores.limits import Limit, LimitStore
 
 __all__ = ["Doors", "Lockout"]
@@ -96,14 +96,15 @@ class Lockout:
         """What an attempt is counted by. Utilities take usernames in any case, and with blanks around.
 
         What else they, or the browser that types for the vendor, pass over must not make a new account either:
-        characters that nobody sees, accents, and other forms of a letter.
+        characters that nobody sees, accents, and other forms of a letter. All names without a visible character are
+        one account.
 
         Args:
             provider_id: The utility.
             username: As it was typed.
             address: Where it comes from; None if a host's server or identity provider vouches for the person.
         """
-        account = self._hash(provider_id, _folded(username.get_secret_value()))
+        account = self._hash(provider_id, fold_username(username.get_secret_value()))
         return account if address is None else f"{account} {self._hash('address', address)}"
 
     def _hash(self, *parts: str) -> str:
@@ -149,12 +150,6 @@ class Lockout:
         account, _, address = attempt.partition(" ")
         await self._limits.forget(self._by_account, account)
         await self._give_back(self._by_address, address)
-
-
-def _folded(username: str) -> str:
-    """A name without what is passed over in it: blanks, marks, control and format characters (Unicode, UAX 44)."""
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", username).casefold())
-    return "".join(each for each in plain if unicodedata.category(each)[0] not in "CMZ")
 
 
 def _short(text: str) -> str:

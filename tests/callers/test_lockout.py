@@ -66,7 +66,13 @@ async def test_one_account_however_its_name_is_written(replica: Replica) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["person\ufeff", "\u200bperson", "per\nson", "per\u00adson", "\x01person", "\uff50erson", "pe\u0301rson"]
+    "name",
+    [
+        *("person\ufeff", "\u200bperson", "per\nson", "per\u00adson", "\x01person", "\uff50erson", "pe\u0301rson"),
+        *("person\u3164", "per\u115fson", "\u1160person", "person\uffa0", "person\u2800", "person\ufffc"),
+        *("person\U0001d159", "person\U00013441", "person\u2065", "person\ufff0", "person\U000e0fff", "person\u17b4"),
+        *("person\u0345", "person\ud800", "person\ue000"),
+    ],
 )
 async def test_what_nobody_sees_in_a_name_makes_no_new_account(lockout: Lockout, name: str) -> None:
     assert lockout.attempt(APS, SecretStr(name), address=None) == lockout.attempt(

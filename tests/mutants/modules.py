@@ -203,6 +203,7 @@ MODULES: Final = (
             f"{_HOSTED}::test_opening_pages_is_limited_by_address",
         ),
     ),
+    Module("service/link/usernames.py", (f"{_LINK}/test_usernames.py",)),
     Module(
         "service/api/envelope.py",
         (

@@ -1,18 +1,14 @@
 """Request bodies: bounded in size and time, declared as JSON, and JSON that has only one reading."""
 
 import asyncio
-import json
-import math
-import re
-from collections.abc import Iterator
-from typing import Final, NoReturn
+from typing import Final
 
-import orjson
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from service.api.routing import NO_BODY
+from service.api.strict_json import parse_json
 from service.errors import BodyTooLarge, MalformedRequest, UnsupportedMediaType
 
 __all__ = ["announces_body", "json_of", "read_body"]
@@ -22,7 +18,6 @@ _MAX_DEPTH: Final = 32
 _BODY_SECONDS: Final = 30.0
 """Who may call is decided by the head, so a body must not arrive much later."""
 
-_MAX_INTEGER_DIGITS: Final = 32
 _MAX_LENGTH_DIGITS: Final = 18
 """A Content-Length of more digits is over any limit, whatever it says."""
 
@@ -93,114 +88,3 @@ def _check_declaration(headers: Headers) -> None:
             raise UnsupportedMediaType("The request body must be UTF-8")
     if any(encoding.strip().lower() != "identity" for encoding in headers.getlist("content-encoding")):
         raise UnsupportedMediaType("The request body must not be compressed")
-
-
-# JSON
-
-
-def parse_json(raw: bytes, *, max_depth: int) -> object:
-    check_json(raw, max_depth=max_depth)
-    return orjson.loads(raw)
-
-
-def check_json(raw: bytes, *, max_depth: int) -> None:
-    """Refuse what is no JSON, and what two parsers could read differently.
-
-    Raises:
-        MalformedRequest: With a constant message; neither it nor its context holds anything of `raw`.
-    """
-    # Raised out here, in no `except`: a parser's error holds the whole text, and with it somebody's password.
-    if (flaw := _flaw(raw, max_depth)) is not None:
-        raise MalformedRequest(flaw)
-
-
-def _flaw(raw: bytes, max_depth: int) -> str | None:
-    try:
-        text = raw.decode()
-        if text.startswith("\ufeff"):
-            return "The request body must not start with a byte order mark"
-        if _nests_deeper(text, max_depth):
-            return "The request body is nested too deeply"
-        value = _DECODER.decode(text)
-        if "\\u" in text:  # the decoder refuses these characters when they stand there unescaped
-            _refuse_bad_characters(value)
-    except UnicodeDecodeError:
-        return "The request body is not valid UTF-8"
-    except _Refused as refused:
-        return str(refused)
-    except ValueError:
-        return "The request body is not valid JSON"
-    return None
-
-
-class _Refused(Exception):
-    """Valid or nearly valid JSON that is refused, with a message that is safe to answer."""
-
-
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
-"""A string, or all that follows the start of one that never ends: each character is looked at once."""
-
-
-def _nests_deeper(text: str, max_depth: int) -> bool:
-    if text.count("{") + text.count("[") <= max_depth:
-        return False
-    depth = 0
-    for character in _STRING.sub("", text):
-        if character in "{[":
-            depth += 1
-            if depth > max_depth:
-                return True
-        elif character in "}]":
-            depth -= 1
-    return False
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise _Refused("The request body has an object with duplicate keys")
-    return value
-
-
-def _constant(_: str) -> NoReturn:
-    raise _Refused("The request body has a number that is not finite")
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise _Refused("The request body has a number that is not finite")
-    return value
-
-
-def _integer(text: str) -> int:
-    if len(text.lstrip("-")) > _MAX_INTEGER_DIGITS:
-        raise _Refused("The request body has an integer with too many digits")
-    return int(text)
-
-
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_object, parse_constant=_constant, parse_float=_float, parse_int=_integer
-)
-
-
-def _refuse_bad_characters(value: object) -> None:
-    for text in _texts(value):
-        if "\0" in text:
-            raise _Refused("The request body has a string with a NUL character")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise _Refused("The request body has a string with a lone surrogate")
-
-
-def _texts(value: object) -> Iterator[str]:
-    """All strings in a JSON value, keys included."""
-    match value:
-        case str():
-            yield value
-        case list():
-            for item in value:
-                yield from _texts(item)
-        case dict():
-            for key, item in value.items():
-                yield key
-                yield from _texts(item)

@@ -19,9 +19,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.body import announces_body, check_json, read_body
+from service.api.body import announces_body, read_body
 from service.api.dispatch import Dispatcher, RaisedInstead, Resolver
 from service.api.routing import RouteKind, make_router
+from service.api.strict_json import parse_json
 from service.errors import BodyTooLarge, MalformedRequest, ServiceError, UnsupportedMediaType
 from service.protocol import HttpProtocol, is_malformed
 from tests.plain import NO_TLS
@@ -118,13 +119,13 @@ GOOD = [
 @pytest.mark.parametrize(("flaw", "raw"), BAD, ids=lambda value: repr(value)[:40])
 def test_bad_json_is_refused_with_a_constant_message(flaw: str, raw: bytes) -> None:
     with pytest.raises(MalformedRequest) as refused:
-        check_json(raw, max_depth=32)
+        parse_json(raw, max_depth=32)
     assert str(refused.value) == MESSAGES[flaw]
 
 
 @pytest.mark.parametrize("raw", GOOD, ids=lambda value: repr(value)[:40])
 def test_good_json_passes(raw: bytes) -> None:
-    check_json(raw, max_depth=32)
+    parse_json(raw, max_depth=32)
     json.loads(raw)
 
 
@@ -144,7 +145,7 @@ def test_good_json_passes(raw: bytes) -> None:
 )
 def test_no_refusal_holds_any_of_the_body(raw: str) -> None:
     with pytest.raises(MalformedRequest) as refused:
-        check_json(raw.encode(errors="surrogateescape"), max_depth=32)
+        parse_json(raw.encode(errors="surrogateescape"), max_depth=32)
     assert CANARY not in str(refused.value) + repr(refused.value) + repr(vars(refused.value))
     assert refused.value.__context__ is None
     assert refused.value.__cause__ is None
@@ -164,14 +165,14 @@ VALUES = st.recursive(
 
 @given(value=VALUES, ensure_ascii=st.booleans(), indent=st.sampled_from([None, 2]))
 def test_whatever_json_can_say_within_the_limits_passes(value: object, *, ensure_ascii: bool, indent: int) -> None:
-    check_json(json.dumps(value, ensure_ascii=ensure_ascii, indent=indent).encode(), max_depth=32)
+    parse_json(json.dumps(value, ensure_ascii=ensure_ascii, indent=indent).encode(), max_depth=32)
 
 
 @given(raw=st.binary() | st.text(alphabet='{}[]",:\\u0d8e1. ').map(str.encode))
 def test_any_bytes_are_json_or_refused_with_a_constant_message(raw: bytes) -> None:
     message = None
     try:
-        check_json(raw, max_depth=4)
+        parse_json(raw, max_depth=4)
     except MalformedRequest as refused:
         message = str(refused)
     assert message in MESSAGES.values() if message else _depth(json.loads(raw)) <= 4
@@ -183,9 +184,9 @@ def test_depth_is_what_nests_whatever_strings_hold(value: object, text: str, at:
     raw = json.dumps(value).encode()
     if _depth(value) > at:
         with pytest.raises(MalformedRequest, match="nested too deeply"):
-            check_json(raw, max_depth=at)
+            parse_json(raw, max_depth=at)
     else:
-        check_json(raw, max_depth=at)
+        parse_json(raw, max_depth=at)
 
 
 def _depth(value: object) -> int:

@@ -1,9 +1,9 @@
 """What opens the door, and what does not. Whose what is: `tests/callers/test_ownership.py`."""
 
-import re
 import asyncio
 import hashlib
 import json
+import re
 from typing import Any
 from urllib.parse import urlsplit
 

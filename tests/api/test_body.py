@@ -427,7 +427,8 @@ async def test_a_body_that_does_not_come_in_time_is_waited_for_no_longer(monkeyp
     monkeypatch.setattr("service.api.body._BODY_SECONDS", 0.01)
 
     async def never() -> Message:
-        return await asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        return await waiting
 
     with pytest.raises(MalformedRequest, match="did not arrive in time"):
         await read_body(http_scope(), never)

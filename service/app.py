@@ -228,6 +228,10 @@ def _document(app: FastAPI, public_url: str | None) -> dict[str, Any]:
         servers=[{"url": public_url}] if public_url else None,
         routes=app.routes,
     )
+    for operation in (each for path in document["paths"].values() for each in path.values()):
+        for parameter in operation.get("parameters", ()):
+            if parameter["in"] == "path":  # no control characters: see `service/api/dispatch.py`
+                parameter["schema"]["pattern"] = r"^[^\x00-\x1f\x7f-\x9f]+$"
     document["components"]["securitySchemes"] = {
         "bearer": {
             "type": "http",

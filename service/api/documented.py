@@ -18,7 +18,7 @@ _CODES: Final[dict[int, list[str]]] = {
 
 def failures(*statuses: int, body: bool = False) -> dict[int | str, dict[str, Any]]:
     """Document failures by status; `body` adds those of every request that carries one."""
-    listed = {*statuses, 406, 422, 500, *((400, 413, 415) if body else ())}
+    listed = {*statuses, 400, 406, 422, 500, *((413, 415) if body else ())}
     return {status: _failure(status) for status in sorted(listed)}
 
 

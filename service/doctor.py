@@ -122,7 +122,7 @@ async def _redis(settings: Settings, url: SecretStr) -> AsyncIterator[Finding]:
         try:
             seconds = await _latency(store)
             async with Locks(store=store, channel=f"{settings.redis_prefix}:doctor").held(
-                f"{settings.redis_prefix}:doctor", lease_ms=_LEASE_MS
+                f"{settings.redis_prefix}:{{doctor}}", lease_ms=_LEASE_MS
             ):
                 pass
         except StoreUnavailable as error:

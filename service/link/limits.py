@@ -83,6 +83,9 @@ class Lockout:
 
     Attempts are counted per account, and where nobody vouches for who tries, per address, over all sessions and
     processes. Both are known by keyed hashes alone, so that Redis cannot tell who it is. A right password is forgotten.
+
+    Each attempt has a name of its own, that of its validation: whatever is asked for it again changes nothing, so a
+    caller that got no answer may try again.
     """
 
     def __init__(self, *, limits: LimitStore, by_account: int, by_address: int, key: bytes, tenant: str) -> None:
@@ -110,46 +113,44 @@ class Lockout:
     def _hash(self, *parts: str) -> str:
         return hmac.new(self._key, "\0".join([self._tenant, *parts]).encode(), hashlib.sha256).hexdigest()
 
-    async def spend(self, attempt: str) -> int:
+    async def spend(self, counted_by: str, attempt: str) -> int:
         """Count an attempt before it is made; how many its account has left after it.
 
         Raises:
             TooManyAttempts: None was left; then nothing is counted.
+            StoreUnavailable: It may be counted; to give it back is safe in any case.
         """
-        account, _, address = attempt.partition(" ")
+        account, _, address = counted_by.partition(" ")
         if address:
-            await self._spend(self._by_address, address)
+            await self._spend(self._by_address, address, attempt)
         try:
-            return await self._spend(self._by_account, account)
+            return await self._spend(self._by_account, account, attempt)
         except TooManyAttempts:
-            await self._give_back(self._by_address, address)
+            if address:
+                await self._limits.give_back_attempt(self._by_address, address, attempt)
             raise
 
-    async def _spend(self, limit: Limit, who: str) -> int:
-        quota = await self._limits.count(limit, who)
+    async def _spend(self, limit: Limit, who: str, attempt: str) -> int:
+        quota = await self._limits.count_attempt(limit, who, attempt)
         if quota.left >= 0:
             return quota.left
-        # Tries at the same time, of which one is let in, must not use up the share.
-        await self._give_back(limit, who)
         raise TooManyAttempts(
             policy=limit.policy, limit=limit.most, window=limit.window_seconds, retry_after=quota.reset_seconds
         )
 
-    async def give_back(self, attempt: str) -> None:
+    async def give_back(self, counted_by: str, attempt: str) -> None:
         """Nothing was sent for an attempt that was counted."""
-        account, _, address = attempt.partition(" ")
-        await self._give_back(self._by_account, account)
-        await self._give_back(self._by_address, address)
+        account, _, address = counted_by.partition(" ")
+        await self._limits.give_back_attempt(self._by_account, account, attempt)
+        if address:
+            await self._limits.give_back_attempt(self._by_address, address, attempt)
 
-    async def _give_back(self, limit: Limit, who: str) -> None:
-        if who:
-            await self._limits.count(limit, who, how_many=-1)
-
-    async def forget(self, attempt: str) -> None:
+    async def forget(self, counted_by: str, attempt: str) -> None:
         """The password was right."""
-        account, _, address = attempt.partition(" ")
-        await self._limits.forget(self._by_account, account)
-        await self._give_back(self._by_address, address)
+        account, _, address = counted_by.partition(" ")
+        await self._limits.forget_attempts(self._by_account, account, attempt)
+        if address:
+            await self._limits.give_back_attempt(self._by_address, address, attempt)
 
 
 def _short(text: str) -> str:

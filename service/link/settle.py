@@ -42,8 +42,13 @@ class Settlement:
         name = hashlib.sha256(f"link of {session.id}".encode()).hexdigest()[:24]
         return LinkRecord(f"lnk_{name}", self._clock.now(), session.account_id, consent)
 
-    async def insist(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do something in Redis for a minute however often it fails; wait for it only a moment."""
+    async def insist(self, work: Callable[[], Awaitable[None]], *, event: str = "link_result_not_recorded") -> None:
+        """Do something in Redis for a minute however often it fails; wait for it only a moment.
+
+        Args:
+            work: It may run again after it ran, since an answer may be lost.
+            event: What is logged if it failed for all that time.
+        """
 
         async def keep_trying() -> None:
             give_up = self._clock.monotonic() + _INSIST_SECONDS
@@ -52,11 +57,11 @@ class Settlement:
                     return await work()
                 except StoreUnavailable:
                     if self._clock.monotonic() >= give_up:
-                        log.error("link_result_not_recorded")
+                        log.error(event)
                         raise
                     await asyncio.sleep(_TRY_AGAIN_SECONDS)
 
-        await asyncio.wait([self._tasks.spawn(keep_trying(), name="record link result")], timeout=_WAIT_SECONDS)
+        await asyncio.wait([self._tasks.spawn(keep_trying(), name="insist on Redis")], timeout=_WAIT_SECONDS)
 
     async def recover(self, session: SessionRecord) -> SessionRecord:
         """Compare open intents with the guard, and settle those whose attempt is over; the session as it is then.

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from pydantic import SecretStr
@@ -162,24 +163,21 @@ class Validations:
         if session.client is not None:
             await self._doors.by_sign_in(session.tenant, session.client, address)
         account = self._counted_by(session, provider_id, credentials, address) if credentials else ""
-        left = await self._lockout.spend(account) if account else 0
         job = Job(session.id, f"val_{secrets.token_hex(12)}")
         try:
+            left = await self._lockout.spend(account, job.validation_id) if account else 0
             held_until = await self._watchers.claim(job)
             # Should Redis fail here, the claim stays: the validation may be written down, and must not stay pending.
             added = await self._add(session, job, company, account=account, attempts_left=left)
         except StoreUnavailable:
-            if account:
-                with suppress(StoreUnavailable):
-                    await self._lockout.give_back(account)
+            await self._give_back(job, account)
             raise
         if added.verdict != "added":
             await self._watchers.drop(job)
-            if account:
-                await self._lockout.give_back(account)
+            await self._give_back(job, account)
             raise _refusal(session, added, now=self._clock.now())
         begun = self._watchers.start(
-            job, lambda: self._begin(job, company, credentials, give_up), held_until=held_until
+            job, lambda: self._begin(job, company, credentials, give_up, account=account), held_until=held_until
         )
         with suppress(TimeoutError):
             async with asyncio.timeout(give_up - self._clock.monotonic()):
@@ -190,6 +188,12 @@ class Validations:
         # A host's server may well stand between all of its people and this service.
         stranger = address if session.client is not None else None
         return self._lockout.attempt(provider_id, credentials.username, address=stranger)
+
+    async def _give_back(self, job: Job, account: str) -> None:
+        """Stop counting an attempt that was not made; if Redis is away, this goes on in the background."""
+        if account:
+            give_back = partial(self._lockout.give_back, account, job.validation_id)
+            await self._settlement.insist(give_back, event="attempt_not_given_back")
 
     def _check(self, company: Company, credentials: Credentials | None) -> None:
         if self._table.rule(company).sign_in == "password":
@@ -223,7 +227,9 @@ class Validations:
             attempts_left=attempts_left,
         )
 
-    async def _begin(self, job: Job, company: Company, credentials: Credentials | None, give_up: float) -> str | None:
+    async def _begin(
+        self, job: Job, company: Company, credentials: Credentials | None, give_up: float, *, account: str
+    ) -> str | None:
         """Send the credentials, once; the job id if there is something to poll."""
         try:
             job_id = await self._create_job(job, company, credentials, give_up)
@@ -244,7 +250,7 @@ class Validations:
             if page is not None:
                 changes["authorize"] = page
             return job_id if await self._record(job, changes) else None
-        await self._record(job, {"state": "failed", "reason": reason}, tried=False)
+        await self._record(job, {"state": "failed", "reason": reason}, untried=account)
         return None
 
     async def _create_job(self, job: Job, company: Company, credentials: Credentials | None, give_up: float) -> str:
@@ -269,16 +275,22 @@ class Validations:
 
         return await self._tokens.authorized(create, give_up=give_up)
 
-    async def _record(self, job: Job, changes: dict[str, str], *, tried: bool = True) -> bool:
+    async def _record(self, job: Job, changes: dict[str, str], *, untried: str = "") -> bool:
         """Write down what the vendor said, even if Redis is away for a moment; False if nobody wants it any more.
 
         A password that was not tried is given back before anybody can see that, and also if nobody wants it any more.
+
+        Args:
+            job: The validation.
+            changes: Its fields.
+            untried: What the password is counted by, if it was not tried.
         """
         give_up = self._clock.monotonic() + _RECORD_SECONDS
         while True:
             try:
-                if not tried and (account := await self._sessions.take_back_attempt(job.session_id, job.validation_id)):
-                    await self._lockout.give_back(account)
+                if untried:
+                    await self._sessions.take_back_attempt(job.session_id, job.validation_id)
+                    await self._lockout.give_back(untried, job.validation_id)
                 return await self._sessions.change_validation(
                     job.session_id, job.validation_id, changes, now=self._clock.now()
                 )

@@ -338,7 +338,7 @@ class Watchers:
                 await self._finish(job, changes, sealed)
                 if validation.account:
                     with suppress(StoreUnavailable):
-                        await self._lockout.forget(validation.account)
+                        await self._lockout.forget(validation.account, validation.id)
             case _:
                 await self._finish(job, {"state": "failed", "reason": "utility_unavailable"})
 

@@ -1,11 +1,9 @@
 """Redis or Valkey, by URL: bounded waits, one retry, scripts by name, one exception for all that goes wrong."""
 
 import asyncio
-import hashlib
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
-from importlib import resources
 from typing import Any, Final, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -18,12 +16,21 @@ from redis.asyncio.cluster import PipelineCommand
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterDownError,
+    NoScriptError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    SlotNotCoveredError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from typing_extensions import override
 
 from service.errors import StoreUnavailable
+from service.stores.keys import operation_key
+from service.stores.scripts import load
 from service.telemetry import STORE_FAILURES
 
 __all__ = ["Store"]
@@ -31,6 +38,16 @@ __all__ = ["Store"]
 _STORE_ERRORS: Final = (RedisError, RedisClusterException, OSError, UnicodeDecodeError, AttributeError)
 """All that redis-py raises when Redis fails: not everything is a `RedisError`, and its client of a Cluster trips over
 connections that another task has just closed."""
+
+_PASSING_ERRORS: Final = (
+    TimeoutError,
+    RedisConnectionError,
+    RedisTimeoutError,
+    ClusterDownError,
+    SlotNotCoveredError,
+)
+"""A second try may find Redis well: the server was silent, had closed a connection that nobody used, or is no master
+any more; the Cluster chooses a new one."""
 
 _T = TypeVar("_T")
 _Command: TypeAlias = tuple[str | int, ...]
@@ -52,6 +69,16 @@ _QUEUE_SECONDS: Final = 5.0
 _MOST_WAITING: Final = 10_000
 """Commands that wait for a batch; many callers at once are no fault of Redis."""
 
+_LATEST_RETRY_SECONDS: Final = 5.0
+"""A process that stood still for longer than this does not send a command again, since Redis may have forgotten that
+it ran."""
+
+_REMEMBER_SECONDS: Final = 30.0
+"""How long Redis remembers an operation, beside the time that the tries themselves may take. A call waits up to 5 s for
+a batch, by digest and again by text, and each may be retried 5 s late: 20 s. The rest is for what the network or a
+stalled server delivers late."""
+
+_OPERATION_BYTES: Final = 9
 _TICKS: Final = 20
 _LEAST_CONNECT_SECONDS: Final = 2.0
 """For the subscription; a command's connection has the command's limit."""
@@ -92,12 +119,17 @@ class Store:
 
     URLs: `redis://`, `rediss://`, `unix://`, `redis+cluster://host:port`,
     `redis+sentinel://host:port,host:port/<master name>[/<db>]`.
+
+    Attributes:
+        remember_ms: A command that was asked for longer ago than this reaches Redis no more.
     """
 
     def __init__(self, url: SecretStr, *, command_seconds: float, replicas: int = 0) -> None:
         self._client: Redis | RedisCluster = _connect(url.get_secret_value(), command_seconds)
         self._replicas = replicas
         self._attempt_seconds = command_seconds * 2  # to connect, and for the command
+        # Two tries by a script's digest, and two by its text.
+        self.remember_ms: Final = int((_REMEMBER_SECONDS + 4 * self._attempt_seconds) * 1000)
         # A cluster's commands go to as many nodes as there are slots.
         self._largest_batch = 1 if isinstance(self._client, RedisCluster) else _LARGEST_BATCH
         self._waiting: deque[tuple[_Command, asyncio.Future[Any], float]] = deque()
@@ -123,7 +155,12 @@ class Store:
                 await sentinel.aclose()
 
     async def run(self, script: str, *, keys: Sequence[str], args: Sequence[str | int] = (), kept: bool = False) -> Any:  # noqa: ANN401 -- each script has its own shape
-        """Run one of the scripts beside this file. All of them may run twice: a lost reply is retried.
+        """Run one of the scripts beside this file, once.
+
+        A lost reply is retried, so the command may reach Redis up to four times, also late: twice by digest, and twice
+        by text if Redis lost the script meanwhile. Each call has an operation id in the slot of its first key, by which
+        Redis knows a repeat and answers it as the first run. Only the scripts of `REPEATABLE` may count twice.
+        A call that is made again after `StoreUnavailable` is another operation; it must be idempotent by itself.
 
         With `kept`, what it wrote, and what it found written, survives the loss of the server: as many replicas as are
         configured have it, too.
@@ -131,14 +168,18 @@ class Store:
         Raises:
             StoreUnavailable: No answer in time, or an error; `done` if it ran, and too few replicas have it.
         """
-        text, digest = _script(script)
+        called = load(script)
+        given: _Command = (len(keys), *keys, *args)
+        if called.once:
+            operation = operation_key(keys[0], secrets.token_urlsafe(_OPERATION_BYTES))
+            given = (len(keys) + 1, *keys, operation, *args, self.remember_ms)
         if kept and self._replicas:
             # By its text: to hear that Redis has forgotten a script would take as long as its replicas may take.
-            return await self._keep("EVAL", text, len(keys), *keys, *args)
+            return await self._keep("EVAL", called.text, *given)
         try:
-            return await self._command("EVALSHA", digest, len(keys), *keys, *args)
+            return await self._command("EVALSHA", called.digest, *given)
         except NoScriptError:
-            return await self._command("EVAL", text, len(keys), *keys, *args)
+            return await self._command("EVAL", called.text, *given)
 
     async def hash(self, key: str) -> dict[str, str]:
         """All fields of a hash; empty if there is none.
@@ -165,18 +206,10 @@ class Store:
         Raises:
             StoreUnavailable: As `run`.
         """
-        await self._command("SET", key, value, "PX", keep_ms)
-
-    async def delete(self, key: str) -> None:
-        """Remove a key.
-
-        Raises:
-            StoreUnavailable: As `run`.
-        """
-        await self._command("DEL", key)
+        await self.run("value_put", keys=[key], args=[value, keep_ms])
 
     async def unrank(self, key: str, member: str) -> None:
-        """Remove a member of a sorted set.
+        """Remove a member of a sorted set that is never added again: a late repeat removes nothing.
 
         Raises:
             StoreUnavailable: As `run`.
@@ -302,18 +335,21 @@ class Store:
         if isinstance(self._client, RedisCluster):
             return await _of_cluster(self._client, commands)
         packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]  # its stub says one
-        try:
-            return await _exchange(self._client.connection_pool, packed, len(commands))
-        except (RedisConnectionError, RedisTimeoutError):
-            # The server may have closed a connection that nobody used; or it is no master any more.
-            return await _exchange(self._client.connection_pool, packed, len(commands))
+        return await _exchange(self._client.connection_pool, packed, len(commands))
 
     async def _attempted(self, work: Callable[[], Awaitable[_T]], *, more_seconds: float = 0) -> _T:
-        """Try again once when no answer came: on another connection, since redis-py gives up the silent one."""
+        """Try again once, on another connection: redis-py gives up one that is silent or broken.
+
+        This is the only retry of a command, so that it runs twice at most; redis-py's own ones are switched off.
+        """
         seconds = self._attempt_seconds + more_seconds
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + seconds + _LATEST_RETRY_SECONDS
         try:
             return await _within(seconds, work())
-        except TimeoutError:
+        except _PASSING_ERRORS:
+            if loop.time() > latest:
+                raise
             return await _within(seconds, work())
 
 
@@ -435,6 +471,8 @@ def _connect(url: str, command_seconds: float) -> Redis | RedisCluster:
     parts = urlsplit(url)
     if parts.scheme in {"redis+cluster", "rediss+cluster"}:
         plain = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix("+cluster")))
+        # Its retry sends a command again; the others' only connects again.
+        options["retry"] = Retry(NoBackoff(), 0)
         return RedisCluster.from_url(plain, max_connections=_MAX_CONNECTIONS, **options)
     if parts.scheme in {"redis+sentinel", "rediss+sentinel"}:
         # One that is silent must leave time to ask the next.
@@ -468,9 +506,3 @@ def _sentinel(url: str, options: dict[str, Any], limits: dict[str, Any]) -> Redi
         **tls,
     )
     return Redis.from_pool(pool)
-
-
-@cache
-def _script(name: str) -> tuple[str, str]:
-    text = resources.files("service.stores").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
-    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Keys"]
+__all__ = ["Keys", "operation_key"]
+
+
+def operation_key(key: str, operation: str) -> str:
+    """Where Redis remembers that an operation ran, in the slot of a key that it works on; that key has a hash tag."""
+    prefix, _, rest = key.partition("{")
+    tag, _, _ = rest.partition("}")
+    return f"{prefix}op:{{{tag}}}:{operation}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,14 @@ class Keys:
     def limit(self, policy: str, who: str) -> str:
         """How often somebody did something in the current window."""
         return f"{self.prefix}:{{l:{policy}:{who}}}"
+
+    def attempts(self, policy: str, who: str) -> str:
+        """Which attempts of somebody count in the current window, in their order."""
+        return f"{self.limit(policy, who)}:attempts"
+
+    def given_back(self, policy: str, who: str, attempt: str) -> str:
+        """Forbids an attempt to count."""
+        return f"{self.limit(policy, who)}:back:{attempt}"
 
     def durations(self, provider_id: str) -> str:
         """How long a provider's jobs took."""

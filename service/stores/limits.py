@@ -1,5 +1,6 @@
-"""Counters in fixed windows, shared by all processes: one round trip counts and tells how much is left."""
+"""Counters in windows of time, shared by all processes: one round trip counts and tells how much is left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.errors import RateLimited
@@ -15,8 +16,8 @@ class Limit:
 
     Attributes:
         policy: Names it in `RateLimit` headers.
-        quiet: The window begins anew with each that is counted, so that no two windows meet: never more than `most`
-            within `window_seconds`, wherever these begin.
+        quiet: Of attempts: the window begins anew with each that is counted, so that no two windows meet: never more
+            than `most` within `window_seconds`, wherever these begin.
     """
 
     policy: str
@@ -35,32 +36,49 @@ class Quota:
 
 
 class LimitStore:
-    """Counts. Every method raises `StoreUnavailable` when Redis fails."""
+    """Counts. Every method raises `StoreUnavailable` when Redis fails; then it may have counted all the same.
+
+    Requests are counted by number, since nobody takes one back. An attempt is counted by its name, which is given to
+    one attempt alone: it counts once, is given back once, and only attempts up to a successful one are forgotten,
+    however often and however late these are asked for.
+    """
 
     def __init__(self, *, store: Store, keys: Keys) -> None:
         self._store = store
         self._keys = keys
 
-    async def count(self, limit: Limit, who: str, *, how_many: int = 1) -> Quota:
-        """Count, and tell what is left; below zero if there was nothing."""
-        name = self._keys.limit(limit.policy, who)
-        args = [limit.window_seconds * 1000, how_many, limit.most if limit.quiet else 0]
-        count, left_ms = await self._store.run("window", keys=[name], args=args)
-        return Quota(limit, limit.most - int(count), max(1, -(-int(left_ms) // 1000)))
-
     async def spend(self, limit: Limit, who: str, *, how_many: int = 1) -> Quota:
-        """Count, if there is something left.
+        """Count a request, if there is room for it.
 
         Raises:
-            RateLimited: There is not.
+            RateLimited: There is none; then nothing is counted.
         """
-        quota = await self.count(limit, who, how_many=how_many)
+        args = [limit.window_seconds * 1000, how_many, limit.most]
+        quota = _quota(limit, await self._store.run("window", keys=[self._keys.limit(limit.policy, who)], args=args))
         if quota.left < 0:
             raise RateLimited(
                 policy=limit.policy, limit=limit.most, window=limit.window_seconds, retry_after=quota.reset_seconds
             )
         return quota
 
-    async def forget(self, limit: Limit, who: str) -> None:
-        """Start the window anew."""
-        await self._store.delete(self._keys.limit(limit.policy, who))
+    async def count_attempt(self, limit: Limit, who: str, attempt: str) -> Quota:
+        """Count an attempt, if there is room for it; what is left is below zero if there is none."""
+        args: list[str | int] = [attempt, limit.window_seconds * 1000, limit.most, int(limit.quiet)]
+        return _quota(limit, await self._store.run("attempt_count", keys=self._of(limit, who, attempt), args=args))
+
+    async def give_back_attempt(self, limit: Limit, who: str, attempt: str) -> None:
+        """Stop counting an attempt that was not made; one whose count is still on its way will not count either."""
+        args: list[str | int] = [attempt, self._store.remember_ms]
+        await self._store.run("attempt_give_back", keys=self._of(limit, who, attempt), args=args)
+
+    async def forget_attempts(self, limit: Limit, who: str, attempt: str) -> None:
+        """Stop counting an attempt that succeeded, and all that were counted before it."""
+        await self._store.run("attempt_forget", keys=[self._keys.attempts(limit.policy, who)], args=[attempt])
+
+    def _of(self, limit: Limit, who: str, attempt: str) -> list[str]:
+        return [self._keys.attempts(limit.policy, who), self._keys.given_back(limit.policy, who, attempt)]
+
+
+def _quota(limit: Limit, answer: Sequence[int]) -> Quota:
+    count, left_ms = answer
+    return Quota(limit, limit.most - count, max(1, -(-left_ms // 1000)))

@@ -245,15 +245,9 @@ class SessionStore:
         args: list[str | int] = [validation_id, self._keys.channel, session_id, now, event, *flat]
         return bool(await self._store.run("validation_set", keys=[self._keys.session(session_id)], args=args))
 
-    async def take_back_attempt(self, session_id: str, validation_id: str) -> str:
-        """Uncount a validation's password, which was not sent.
-
-        Returns what its account and address count it by, for the first who asks; for others '', lest it is given back
-        twice.
-        """
-        args = [validation_id]
-        account: str = await self._store.run("attempt_take_back", keys=[self._keys.session(session_id)], args=args)
-        return account
+    async def take_back_attempt(self, session_id: str, validation_id: str) -> None:
+        """Uncount a validation's password, which was not sent; asked for again, it changes nothing."""
+        await self._store.run("attempt_take_back", keys=[self._keys.session(session_id)], args=[validation_id])
 
     async def expire(self, session_id: str, *, now: Millis) -> bool:
         """Write down that a session's time is over; False if it is not."""

@@ -1,7 +1,6 @@
 """Processes that are struck down or stand still, and one that goes on."""
 
 from collections.abc import AsyncIterator
-from importlib import resources
 
 import pytest
 from redis.asyncio import Redis
@@ -9,6 +8,7 @@ from redis.asyncio import Redis
 from service.link import refresh
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
+from service.stores import scripts
 from tests.conftest import MovableClock, Replica, make_settings, running_replica
 from tests.faults.flows import FULL
 from tests.faults.victims import LEASE_SECONDS, TIMING
@@ -24,8 +24,8 @@ collect_ignore = [] if FULL else ["test_standstill.py"]
 async def redis(valkey: str) -> AsyncIterator[Redis]:
     """A client that has loaded all scripts, so that each takes one command from the first time on."""
     async with Redis.from_url(valkey, decode_responses=True) as client:
-        for script in resources.files("service.stores").joinpath("lua").iterdir():
-            await client.script_load(script.read_text(encoding="utf-8"))
+        for name in scripts.names():
+            await client.script_load(scripts.load(name).text)
         yield client
 
 

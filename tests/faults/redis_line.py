@@ -3,7 +3,9 @@
 import asyncio
 import shutil
 import tempfile
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -34,6 +36,8 @@ class RedisLine:
         self.trouble: Trouble | None = None
         self.delay_seconds = 0.0
         self.lose = 0
+        self._lost: Counter[bytes] = Counter()
+        self._lose_each = 0
         self.lost = asyncio.Event()
         self.accepted = 0
 
@@ -65,6 +69,16 @@ class RedisLine:
         else:
             self.break_connections()  # what a silent line has swallowed does not come back
 
+    @contextmanager
+    def losing_replies(self, *, each: int = 1) -> Iterator[None]:
+        """Drop the first replies to each batch that may change something; the same batch, sent again, is answered."""
+        self._lost.clear()
+        self._lose_each = each
+        try:
+            yield
+        finally:
+            self._lose_each = 0
+
     def break_connections(self) -> None:
         for writer in list(self._writers):
             writer.transport.abort()
@@ -86,9 +100,10 @@ class RedisLine:
         self._writers |= {writer, far_writer}
         if self.trouble == "refused":  # it was cut while this connection was being made
             self.break_connections()
+        deaf = asyncio.Event()
         try:
-            there = asyncio.create_task(self._pump(reader, far_writer, replies=False))
-            back = asyncio.create_task(self._pump(far_reader, writer, replies=True))
+            there = asyncio.create_task(self._pump(reader, far_writer, deaf, replies=False))
+            back = asyncio.create_task(self._pump(far_reader, writer, deaf, replies=True))
             await asyncio.wait({there, back}, return_when=asyncio.FIRST_COMPLETED)
             there.cancel()
             back.cancel()
@@ -99,10 +114,23 @@ class RedisLine:
                 each.transport.abort()
             self._tasks.discard(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deaf: asyncio.Event, *, replies: bool
+    ) -> None:
+        """Carry bytes one way; while `deaf` is set, what comes back on this connection is dropped."""
         with suppress(OSError):
             while data := await reader.read(65536):
                 if self.trouble == "black_hole" or (replies and self.trouble == "lost_replies"):
+                    continue
+                if not replies:
+                    deaf.clear()
+                    # A new connection's greeting changes nothing.
+                    changes = b"EVAL" in data or b"\r\nDEL\r\n" in data
+                    if changes and self._lost[data] < self._lose_each:
+                        self._lost[data] += 1
+                        deaf.set()
+                elif deaf.is_set():
+                    self.lost.set()
                     continue
                 if replies and self.lose > 0:
                     self.lose -= 1

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from service.errors import StoreUnavailable
 from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY
+from service.stores import connection
 from service.stores.connection import Store
 from service.stores.embedded import EmbeddedStore
 from service.stores.locks import Locks
@@ -206,6 +207,36 @@ async def test_a_lease_that_nobody_heard_of_holds_nobody_up(
     async with running_replica(make_settings(valkey, upstream.url, prefix)) as another:
         async with asyncio.timeout(20):
             assert (await providers(another)).status_code == 200
+
+
+@pytest.mark.parametrize("breaks_after", [None, COMMAND_SECONDS / 2])
+async def test_a_command_is_sent_twice_at_most(
+    store: Store, line: RedisLine, valkey: str, prefix: str, breaks_after: float | None
+) -> None:
+    """Whether the server is silent, or breaks the connection and is silent then."""
+    keys = [f"{prefix}:session", f"{prefix}:reads"]
+    async with Redis.from_url(valkey) as redis:
+        await redis.hset(keys[0], "token", "hash")
+        await store.run("session_read", keys=keys, args=[60_000, ""])
+        with line.losing_replies(each=10):
+            reading = asyncio.create_task(store.run("session_read", keys=keys, args=[60_000, ""]))
+            if breaks_after is not None:
+                await asyncio.sleep(breaks_after)
+                line.break_connections()
+            with pytest.raises(StoreUnavailable):
+                await reading
+        assert await redis.get(keys[1]) == b"3"
+
+
+async def test_after_a_standstill_a_command_is_not_sent_again(
+    store: Store, line: RedisLine, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis may have forgotten by then that it ran."""
+    await store.ping()
+    monkeypatch.setattr(connection, "_LATEST_RETRY_SECONDS", -COMMAND_SECONDS)
+    line.lose = 1
+    with pytest.raises(StoreUnavailable):
+        await store.get(prefix)
 
 
 async def test_a_held_up_event_loop_is_no_fault_of_redis(valkey: str, prefix: str) -> None:

@@ -134,9 +134,9 @@ async def test_a_script_that_finds_its_work_done_is_not_taken_for_kept(
         await store.run("unlock", keys=[prefix], args=["me", prefix, "topic"], kept=True)
         follower.stop()
         with pytest.raises(StoreUnavailable) as raised:
-            await store.run("token_drop", keys=[prefix], args=["version"], kept=True)  # reads, and writes nothing
+            await store.run("session_read", keys=[prefix, f"{prefix}:reads"], args=[1000, ""], kept=True)
         assert raised.value.done
-        assert await store.run("token_drop", keys=[prefix], args=["version"]) == 0
+        assert await store.run("session_read", keys=[prefix, f"{prefix}:reads"], args=[1000, ""]) == []
         follower.go_on()
 
         async def kept() -> bool:

@@ -62,9 +62,9 @@ async def test_notices_are_heard(
         listening = asyncio.create_task(notices.listen())
         async with asyncio.timeout(START_SECONDS):
             await notices.subscribed.wait()
-            with notices.watch(f"{prefix}:x") as watch:
+            with notices.watch(f"{prefix}:{{x}}") as watch:
                 await watch.changed(0)
-                async with Locks(store=store, channel=prefix).held(f"{prefix}:x", lease_ms=1000):
+                async with Locks(store=store, channel=prefix).held(f"{prefix}:{{x}}", lease_ms=1000):
                     pass
                 await watch._changed.wait()
         listening.cancel()

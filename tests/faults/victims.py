@@ -12,10 +12,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from importlib import resources
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import httpx
@@ -23,7 +21,8 @@ import httpx
 from service.link import refresh
 from service.link.attempt import Patience
 from service.settings import SANDBOX_API_KEY, Settings
-from service.stores.connection import Store, _script
+from service.stores.connection import Store
+from service.stores.scripts import load, names
 from service.upstream.transport import Transport
 from service.wiring import Timing
 from tests.conftest import running_replica
@@ -81,8 +80,7 @@ class _Points:
 
 def _scripts() -> dict[str, str]:
     """Names, by all that a command may call them by."""
-    names = [Path(each.name).stem for each in resources.files("service.stores").joinpath("lua").iterdir()]
-    return {called: name for name in names for called in _script(name)}
+    return {called: name for name in names() for called in (load(name).text, load(name).digest)}
 
 
 def _instrument(points: _Points) -> None:

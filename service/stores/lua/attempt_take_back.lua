@@ -1,8 +1,4 @@
--- Uncount a password that was not sent, once; also if its validation is over by now.
--- KEYS: session. ARGV: validation. Returns what its account is counted by, '' if there is none (any more).
-local field = 'val:' .. ARGV[1] .. ':account'
-local account = redis.call('HGET', KEYS[1], field)
-if not account then return '' end
-redis.call('HDEL', KEYS[1], field)
-redis.call('HINCRBY', KEYS[1], 'passwords', -1)
-return account
+-- Uncount a password that was not sent in its session, once; also if its validation is over by now.
+-- KEYS: session. ARGV: validation. Returns 1.
+if redis.call('HDEL', KEYS[1], 'val:' .. ARGV[1] .. ':account') == 1 then redis.call('HINCRBY', KEYS[1], 'passwords', -1) end
+return 1

@@ -1,11 +1,13 @@
--- Count in a window. KEYS: counter. ARGV: window in ms, how many (below zero gives back), up to which count it begins anew each
--- time, 0 for a fixed one. Returns {count, ms left}.
-local many = tonumber(ARGV[2])
-if many < 0 and tonumber(redis.call('GET', KEYS[1]) or '0') <= 0 then return {0, tonumber(ARGV[1])} end
+-- Count in a fixed window, if there is room. KEYS: counter. ARGV: window in ms, how many, most.
+-- Returns {count, ms left}. A count above `most` is a refusal: it changes nothing and is not remembered, so that a flood of
+-- refusals takes no memory; operations that are remembered are as few as the limit lets through.
+local window, many = tonumber(ARGV[1]), tonumber(ARGV[2])
 local count = redis.call('INCRBY', KEYS[1], many)
 local left = redis.call('PTTL', KEYS[1])
-if left < 0 or (many > 0 and count <= tonumber(ARGV[3])) then
-  redis.call('PEXPIRE', KEYS[1], ARGV[1])
-  left = tonumber(ARGV[1])
+if left < 0 then
+  redis.call('PEXPIRE', KEYS[1], window)
+  left = window
 end
-return {count, left}
+if count <= tonumber(ARGV[3]) then return {count, left} end
+redis.call('DECRBY', KEYS[1], many)
+return {count, left}, 'unchanged'

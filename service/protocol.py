@@ -170,8 +170,8 @@ class HttpProtocol(HttpToolsProtocol):
             return None
         if len(self.pipeline) == _MOST_PIPELINED:
             return self._end_after(self.cycle)
-        if self.parser.get_http_version() == "1.0":
-            self.expect_100_continue = False  # RFC 9110, section 10.1.1
+        if self.expect_100_continue:
+            self.expect_100_continue = self.parser.get_http_version() != "1.0"  # RFC 9110, section 10.1.1
         super().on_headers_complete()
         self.headers = _TRAILERS
         if self.pipeline:

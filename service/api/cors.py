@@ -12,7 +12,7 @@ from service.api.routing import RouteKind, route_of
 
 __all__ = ["ApiCors"]
 
-_KINDS: Final = frozenset({RouteKind.API, RouteKind.WIDGET})
+_KINDS: Final = (RouteKind.API, RouteKind.WIDGET)
 _METHODS: Final = ("GET", "POST", "DELETE")
 _REQUEST_HEADERS: Final = (
     "Accept",
@@ -61,10 +61,10 @@ class ApiCors:
         route = route_of(scope)
         if not is_readable(scope) or (route is not None and route.kind not in _KINDS):
             return await self._app(scope, receive, send)
+        is_from_page = any(name == b"origin" for name, _ in scope["headers"])
         if scope["method"] == "OPTIONS":
             send = _kept_in(send)
-        from_page = b"origin" in dict(scope["headers"])
-        return await (self._cors if from_page else self._app)(scope, receive, _varied(send))
+        return await (self._cors if is_from_page else self._app)(scope, receive, _varied(send))
 
 
 def _kept_in(send: Send) -> Send:

@@ -7,11 +7,11 @@ steps before it.
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -38,7 +38,7 @@ _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:[
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _JSON: Final = ("application/json", "application/*", "*/*")
 _EVENTS: Final = ("text/event-stream", "text/*")
-_ACTING: Final = frozenset({RouteKind.API, RouteKind.WIDGET, RouteKind.HOSTED})
+_ACTING: Final = (RouteKind.API, RouteKind.WIDGET, RouteKind.HOSTED)
 
 
 class Resolver:
@@ -110,7 +110,7 @@ class Resolver:
             return True
         # The socket's port, not what the request says of itself.
         if scope["server"][1] == self._operations_port:
-            return route.kind in {RouteKind.PROBE, RouteKind.METRICS}
+            return route.kind in (RouteKind.PROBE, RouteKind.METRICS)
         return route.kind is not RouteKind.METRICS
 
 
@@ -125,7 +125,7 @@ def _flaw(scope: Scope) -> str | None:
         return "Only HTTP/1.0 and HTTP/1.1 are spoken here"
     if not _names_its_host(scope):
         return "The request must have one valid Host header"
-    if _CONTROL.search(scope["path"]):
+    if not scope["path"].isprintable() and _CONTROL.search(scope["path"]):
         return "The path must not have control characters"
     return None
 
@@ -135,7 +135,12 @@ def _names_its_host(scope: Scope) -> bool:
     hosts = [value for name, value in scope["headers"] if name == b"host"]
     if len(hosts) != 1:
         return not hosts and scope["http_version"] == "1.0"
-    return _HOST.fullmatch(hosts[0].strip(b" \t")) is not None
+    return _is_host(hosts[0])
+
+
+@lru_cache
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value.strip(b" \t")) is not None
 
 
 def _closing(state: dict[str, Any], send: Send) -> Send:
@@ -219,7 +224,7 @@ class Dispatcher:
 
 
 def _accepts(scope: Scope, media_types: Iterable[str]) -> bool:
-    lines = Headers(scope=scope).getlist("accept")
+    lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
     if not lines:
         return True
     for part in ",".join(lines).split(","):

@@ -20,7 +20,7 @@ __all__ = ["Around", "add_headers"]
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9-]{1,64}")
 _PROCESS: Final = secrets.token_hex(10)
 _NUMBERS: Final = itertools.count()
-_PROBES: Final = frozenset({RouteKind.PROBE, RouteKind.METRICS})
+_PROBES: Final = (RouteKind.PROBE, RouteKind.METRICS)
 """Asked every few seconds by machines; their log lines would bury all others."""
 
 _HEADERS: Final = (

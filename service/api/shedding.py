@@ -16,7 +16,7 @@ _MOST_REQUESTS: Final = 1250
 _MOST_WAITING: Final = 20_000
 """Streams and long waits of one process, some 20 KB each. A wait that is begun goes on when its caller has left."""
 
-_UNCOUNTED: Final = frozenset({RouteKind.PROBE, RouteKind.METRICS})
+_UNCOUNTED: Final = (RouteKind.PROBE, RouteKind.METRICS)
 
 Place = Literal["working", "waiting", "uncounted"]
 

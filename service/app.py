@@ -138,9 +138,8 @@ def openapi_document() -> dict[str, Any]:
 
 def _bare_app(**options: Any) -> "_App":  # noqa: ANN401 -- FastAPI's own
     app = _App(title="omniconnect-bff", version=__version__, openapi_url=None, **options)
-    # Those that are asked most come first: a route is looked for from the first on.
     for module in (validations, accounts, events, links, sessions, providers, ops, sdk, logos, hosted):
-        # Not `include_router`: FastAPI would resolve each request through one more layer.
+        # Not `include_router`: it would append a router, and the resolver takes routes alone.
         app.router.routes.extend(module.router.routes)
     app.router.routes.extend(docs.contract_router.routes)
     return app

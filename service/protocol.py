@@ -21,12 +21,18 @@ _MOST_PIPELINED: Final = 8
 """Requests that wait behind the running one."""
 
 _LONGEST_WAITING_BODY: Final = 65_536
+"""Bytes of a body that may wait behind a running request. Beyond that its request is dropped unanswered, and the
+connection ends after those before it."""
 
 _MOST_HEADERS: Final = 100
+"""Lines."""
+
 _LONGEST_HEAD: Final = 65_536
+"""Bytes. One that is not complete is refused when so many have come beyond the segment in which it began."""
+
 _LONGEST_REQUEST: Final = 524_288
-"""Bytes, beyond the segment in which the head or the request began. A body has a limit of its own; this one is for what
-stands around it: chunk sizes, their extensions, and trailers."""
+"""Bytes, beyond the segment in which the request began. A body has a limit of its own; this one is for what stands
+around it: chunk sizes, their extensions, and trailers."""
 
 _LINGER_SECONDS: Final = 1.0
 """How long a client may take to read an answer that came before it had sent everything. Closed at once, the connection
@@ -75,11 +81,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     _in_head = False
     _segment = 0
+    _first_segment = 0
     _received = 0
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gathering = _Gathering(transport, self.loop, leaves_unread=self._leaves_unread)
+        self._gathering = _Gathering(transport, self.loop, end_reading=self._end_reading)
         super().connection_made(cast("asyncio.Transport", self._gathering))
 
     @override
@@ -133,8 +140,8 @@ class HttpProtocol(HttpToolsProtocol):
                 return
 
     def _is_too_long(self) -> bool:
-        """Whether the head alone is; one that came in few bytes need not be measured."""
-        if self._received + self._segment * 2 <= _LONGEST_HEAD:
+        """Whether the head exceeds `_LONGEST_HEAD`; it is measured only if so many bytes have come."""
+        if self._first_segment + self._received + self._segment <= _LONGEST_HEAD:
             return False
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > _LONGEST_HEAD
 
@@ -152,7 +159,7 @@ class HttpProtocol(HttpToolsProtocol):
     @override
     def on_message_begin(self) -> None:
         self._in_head = True
-        self._received = -self._segment
+        self._received, self._first_segment = -self._segment, self._segment
         super().on_message_begin()
 
     @override
@@ -260,8 +267,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._ended, self._received = True, 0
         self.flow.resume_reading()
 
-    def _leaves_unread(self) -> bool:
-        """Whether the client may still be sending when the connection closes; what comes is dropped from then on."""
+    def _end_reading(self) -> bool:
+        """Read no further request; whether the client may still be sending."""
         newest = self._newest()
         unread = self._ended or (newest is not None and newest.more_body)
         self._ended, self._received = True, 0
@@ -276,14 +283,14 @@ class HttpProtocol(HttpToolsProtocol):
 class _Gathering:
     """A transport that writes when the turn is over, and lingers when it closes; all else is the transport's own."""
 
-    __slots__ = ("_leaves_unread", "_lingers", "_loop", "_parts", "_transport")
+    __slots__ = ("_end_reading", "_lingers", "_loop", "_parts", "_transport")
 
     def __init__(
-        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, *, leaves_unread: Callable[[], bool]
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, *, end_reading: Callable[[], bool]
     ) -> None:
         self._transport = transport
         self._loop = loop
-        self._leaves_unread = leaves_unread
+        self._end_reading = end_reading
         self._lingers = False
         self._parts: list[bytes] = []
 
@@ -302,7 +309,7 @@ class _Gathering:
         if self.is_closing():
             return
         self.flush()
-        if self._leaves_unread() and self._transport.can_write_eof():
+        if self._end_reading() and self._transport.can_write_eof():
             self._lingers = True
             self._transport.write_eof()
             self._loop.call_later(_LINGER_SECONDS, self._transport.close)

@@ -205,7 +205,10 @@ class Settings(BaseSettings):
     )
     password_minutes: float = Field(3.0, gt=0, le=60, description="Time limit of a validation by password.")
     account_attempts: int = Field(
-        5, ge=1, le=1_000_000, description="Passwords that may be tried for one utility account in 15 minutes."
+        5,
+        ge=1,
+        le=1_000_000,
+        description="Passwords that may be tried for one utility account before 15 minutes without one.",
     )
     address_attempts: int = Field(
         30,

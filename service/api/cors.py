@@ -55,7 +55,7 @@ class ApiCors:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Only the APIs are for other origins, and what says that there is nothing; pages and operations are not."""
+        """Let other origins read the APIs, and the 404 of what does not exist; the rest is for no other origin."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         route = route_of(scope)
@@ -63,19 +63,19 @@ class ApiCors:
             return await self._app(scope, receive, send)
         is_from_page = any(name == b"origin" for name, _ in scope["headers"])
         if scope["method"] == "OPTIONS":
-            send = _kept_in(send)
+            send = _with_common_headers(send)
         return await (self._cors if is_from_page else self._app)(scope, receive, _varied(send))
 
 
-def _kept_in(send: Send) -> Send:
+def _with_common_headers(send: Send) -> Send:
     """Preflights are answered out here, where nobody else gives answers the headers that all have."""
 
-    async def send_kept_in(message: Message) -> None:
+    async def send_with_common_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             add_headers(message["headers"])
         await send(message)
 
-    return send_kept_in
+    return send_with_common_headers
 
 
 def _varied(send: Send) -> Send:

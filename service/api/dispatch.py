@@ -1,8 +1,9 @@
 """From a request to its route, outermost, and from the route to an answer, innermost.
 
-The order is: the route; the caller, where the head carries a credential; the body; a place among those at work; the
-handler, with the credential of callers that carry it in the body. Whatever is refused on the way costs no more than the
-steps before it.
+The order is: syntax, host and path (400); the route (404, 405); `Accept` (406); whether the process still takes work
+(503); the caller, where the head carries a credential; the body; a place among those at work; parameters and body
+against their models; the handler, which identifies callers whose body names their client. What is refused on the way
+costs no more than the steps before it.
 """
 
 import re
@@ -25,7 +26,7 @@ from service.errors import MalformedRequest, MethodNotAllowed, NotAcceptable, No
 __all__ = ["Dispatcher", "RaisedInstead", "Resolver", "is_readable"]
 
 RaisedInstead: TypeAlias = ServiceError | RequestValidationError
-"""What stands for an answer."""
+"""Raised in place of an answer."""
 
 _NOT_HTTP: Final = "The request is not valid HTTP"
 _REFUSAL: Final = "refusal"
@@ -115,7 +116,7 @@ class Resolver:
 
 
 def is_readable(scope: Scope) -> bool:
-    """Whether a request, whatever it asks for, is more than an error to be answered."""
+    """Whether a request has a route, or could have one: false if it gets 400 before its route is looked for."""
     return not isinstance(scope["state"][_REFUSAL], MalformedRequest)
 
 
@@ -201,7 +202,7 @@ class Dispatcher:
                 self._shedding.leave(place)
 
     def _admitted(self, scope: Scope) -> ApiRoute:
-        """The route, if the process still does what it is for, and the caller takes what it answers."""
+        """The route, unless the request was refused, the caller accepts no JSON, or the process is stopping."""
         state, route = scope["state"], route_of(scope)
         refusal: ServiceError | None = state[_REFUSAL]
         if refusal is not None or route is None:

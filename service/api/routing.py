@@ -35,7 +35,7 @@ class RouteKind(StrEnum):
     """What a route is for. Every layer that treats routes differently asks for this, never for the path's text."""
 
     API = "api"
-    """`/v1`: envelopes, and only for callers that accept JSON."""
+    """`/v1`: envelopes, for callers that accept JSON, or events where the route streams."""
 
     WIDGET = "widget"
     HOSTED = "hosted"
@@ -53,7 +53,10 @@ def may_stream(handler: _Handler) -> _Handler:
 
 
 def may_wait(handler: _Handler) -> _Handler:
-    """Declare that a handler obeys `Prefer: wait` (RFC 7240): such a request takes no place of those at work."""
+    """Declare that a handler obeys `Prefer: wait` (RFC 7240): such a request takes no place of those at work.
+
+    One that is no read still needs a free one to begin.
+    """
     _waiting.add(handler)
     return handler
 

@@ -11,30 +11,31 @@ __all__ = ["LoadShedding", "Place"]
 
 _MOST_READS: Final = 1000
 _MOST_REQUESTS: Final = 1250
-"""In flight in one process. Reads go first: what a person does was prepared by many of them."""
+"""Requests at work in one process, with their bodies read. Reads are refused first: what a person does was prepared by
+many of them."""
 
 _MOST_WAITING: Final = 20_000
 """Streams and long waits of one process, some 20 KB each. A wait that is begun goes on when its caller has left."""
 
 _UNCOUNTED: Final = (RouteKind.PROBE, RouteKind.METRICS)
 
-Place = Literal["working", "waiting", "uncounted"]
+Place = Literal["working", "waiting"]
 
 
 class LoadShedding:
     """Counts the requests that are at work, and those that hold a line and mostly do nothing."""
 
     def __init__(self) -> None:
-        self._held: dict[Place, int] = {"working": 0, "waiting": 0, "uncounted": 0}
+        self._held: dict[Place, int] = {"working": 0, "waiting": 0}
 
-    def take(self, route: ApiRoute, scope: Scope) -> Place:
-        """A place for a request whose body is there; it is to be given back with `leave`.
+    def take(self, route: ApiRoute, scope: Scope) -> Place | None:
+        """A place for a request whose body is there, to be given back with `leave`; None if it needs none.
 
         Raises:
             Overloaded: All are taken.
         """
         if route.kind in _UNCOUNTED:
-            return self._taken("uncounted")
+            return None
         reads, waits = scope["method"] == "GET", route.streams or (route.waits and _prefers_to_wait(scope))
         if waits and self._held["waiting"] >= _MOST_WAITING:
             if route.streams:

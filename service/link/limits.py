@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pydantic import SecretStr
@@ -82,7 +83,8 @@ class Lockout:
     """Keeps utilities from locking people's accounts, and stolen passwords from being tried one after the other.
 
     Attempts are counted per account, and where nobody vouches for who tries, per address, over all sessions and
-    processes. Both are known by keyed hashes alone, so that Redis cannot tell who it is. A right password is forgotten.
+    processes. Both are known by keyed hashes alone, so that Redis cannot tell who it is. A right password clears its
+    account's attempts up to its own, and does not count for its address.
 
     Each attempt has a name of its own, that of its validation: whatever is asked for it again changes nothing, so a
     caller that got no answer may try again.
@@ -90,12 +92,12 @@ class Lockout:
 
     def __init__(self, *, limits: LimitStore, by_account: int, by_address: int, key: bytes, tenant: str) -> None:
         self._limits = limits
-        self._by_account = Limit("account", by_account, ATTEMPTS_WINDOW_SECONDS, quiet=True)
+        self._by_account = Limit("account", by_account, ATTEMPTS_WINDOW_SECONDS, restarts=True)
         self._by_address = Limit("address-attempts", by_address, ATTEMPTS_WINDOW_SECONDS)
         self._key = key
         self._tenant = tenant
 
-    def attempt(self, provider_id: str, username: SecretStr, *, address: str | None) -> str:
+    def counted_by(self, provider_id: str, username: SecretStr, *, address: str | None) -> str:
         """What an attempt is counted by. Utilities take usernames in any case, and with blanks around.
 
         What else they, or the browser that types for the vendor, pass over must not make a new account either:
@@ -120,37 +122,42 @@ class Lockout:
             TooManyAttempts: None was left; then nothing is counted.
             StoreUnavailable: It may be counted; to give it back is safe in any case.
         """
-        account, _, address = counted_by.partition(" ")
-        if address:
-            await self._spend(self._by_address, address, attempt)
+        account, *addresses = self._counters(counted_by)
+        for each in addresses:
+            await self._spend(each, attempt)
         try:
-            return await self._spend(self._by_account, account, attempt)
+            return await self._spend(account, attempt)
         except TooManyAttempts:
-            if address:
-                await self._limits.give_back_attempt(self._by_address, address, attempt)
+            await self._give_back(addresses, attempt)
             raise
 
-    async def _spend(self, limit: Limit, who: str, attempt: str) -> int:
-        quota = await self._limits.count_attempt(limit, who, attempt)
+    async def give_back(self, counted_by: str, attempt: str) -> None:
+        """Nothing was sent for an attempt that was counted."""
+        await self._give_back(self._counters(counted_by), attempt)
+
+    async def forget(self, counted_by: str, attempt: str) -> None:
+        """The password was right."""
+        account, *addresses = self._counters(counted_by)
+        await self._limits.forget_attempts(*account, attempt)
+        await self._give_back(addresses, attempt)
+
+    def _counters(self, counted_by: str) -> Sequence[tuple[Limit, str]]:
+        """That of the account, and of the address if it counts by one."""
+        account, *addresses = counted_by.split()
+        return [(self._by_account, account), *((self._by_address, each) for each in addresses)]
+
+    async def _spend(self, counter: tuple[Limit, str], attempt: str) -> int:
+        quota = await self._limits.count_attempt(*counter, attempt)
         if quota.left >= 0:
             return quota.left
+        limit = quota.limit
         raise TooManyAttempts(
             policy=limit.policy, limit=limit.most, window=limit.window_seconds, retry_after=quota.reset_seconds
         )
 
-    async def give_back(self, counted_by: str, attempt: str) -> None:
-        """Nothing was sent for an attempt that was counted."""
-        account, _, address = counted_by.partition(" ")
-        await self._limits.give_back_attempt(self._by_account, account, attempt)
-        if address:
-            await self._limits.give_back_attempt(self._by_address, address, attempt)
-
-    async def forget(self, counted_by: str, attempt: str) -> None:
-        """The password was right."""
-        account, _, address = counted_by.partition(" ")
-        await self._limits.forget_attempts(self._by_account, account, attempt)
-        if address:
-            await self._limits.give_back_attempt(self._by_address, address, attempt)
+    async def _give_back(self, counters: Iterable[tuple[Limit, str]], attempt: str) -> None:
+        for each in counters:
+            await self._limits.give_back_attempt(*each, attempt)
 
 
 def _short(text: str) -> str:

@@ -17,7 +17,7 @@ __all__ = ["Settlement", "digest_of"]
 
 _INSIST_SECONDS: Final = 60.0
 _WAIT_SECONDS: Final = 1.0
-"""How long a caller waits for Redis to take a result that is certain anyway."""
+"""How long a caller waits for work that goes on without it."""
 
 _TRY_AGAIN_SECONDS: Final = 0.25
 _CLOSE_ROUNDS: Final = 10
@@ -29,7 +29,10 @@ def digest_of(accounts: Sequence[str]) -> str:
 
 
 class Settlement:
-    """Settles attempts, makes good what processes that died have left, and closes sessions."""
+    """Settles attempts, makes good what processes that died have left, and closes sessions.
+
+    It also goes on telling Redis what must be told in the end.
+    """
 
     def __init__(self, *, sessions: SessionStore, guards: GuardStore, tasks: Tasks, clock: Clock) -> None:
         self._sessions = sessions

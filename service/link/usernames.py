@@ -1,4 +1,7 @@
-"""When two spellings of a username are one account: by what people can see, never by what a keyboard can send."""
+"""When two spellings of a username count as one account.
+
+They do if they differ only in case, form, accents and other marks, blanks, or characters that nobody sees.
+"""
 
 import re
 import unicodedata
@@ -45,7 +48,7 @@ _CONTROL_MARK_OR_SEPARATOR: Final = "CMZ"
 
 
 def fold_username(username: str) -> str:
-    """Reduce a name to the letters, digits and signs that people see, in one form and case.
+    """Reduce a name to its letters, digits and signs, without marks, in one form and case; look-alikes stay different.
 
     Names that show nothing at all fold to the empty string, and so they are one account. To fold twice changes nothing:
     without marks, each character is folded by itself, whatever stands beside it.

@@ -162,22 +162,22 @@ class Validations:
         await self._tokens.get(give_up)
         if session.client is not None:
             await self._doors.by_sign_in(session.tenant, session.client, address)
-        account = self._counted_by(session, provider_id, credentials, address) if credentials else ""
+        counted_by = self._counted_by(session, provider_id, credentials, address) if credentials else ""
         job = Job(session.id, f"val_{secrets.token_hex(12)}")
         try:
-            left = await self._lockout.spend(account, job.validation_id) if account else 0
+            left = await self._lockout.spend(counted_by, job.validation_id) if counted_by else 0
             held_until = await self._watchers.claim(job)
             # Should Redis fail here, the claim stays: the validation may be written down, and must not stay pending.
-            added = await self._add(session, job, company, account=account, attempts_left=left)
+            added = await self._add(session, job, company, counted_by=counted_by, attempts_left=left)
         except StoreUnavailable:
-            await self._give_back(job, account)
+            await self._give_back(job, counted_by)
             raise
         if added.verdict != "added":
             await self._watchers.drop(job)
-            await self._give_back(job, account)
+            await self._give_back(job, counted_by)
             raise _refusal(session, added, now=self._clock.now())
         begun = self._watchers.start(
-            job, lambda: self._begin(job, company, credentials, give_up, account=account), held_until=held_until
+            job, lambda: self._begin(job, company, credentials, give_up, counted_by=counted_by), held_until=held_until
         )
         with suppress(TimeoutError):
             async with asyncio.timeout(give_up - self._clock.monotonic()):
@@ -187,12 +187,12 @@ class Validations:
     def _counted_by(self, session: SessionRecord, provider_id: str, credentials: Credentials, address: str) -> str:
         # A host's server may well stand between all of its people and this service.
         stranger = address if session.client is not None else None
-        return self._lockout.attempt(provider_id, credentials.username, address=stranger)
+        return self._lockout.counted_by(provider_id, credentials.username, address=stranger)
 
-    async def _give_back(self, job: Job, account: str) -> None:
+    async def _give_back(self, job: Job, counted_by: str) -> None:
         """Stop counting an attempt that was not made; if Redis is away, this goes on in the background."""
-        if account:
-            give_back = partial(self._lockout.give_back, account, job.validation_id)
+        if counted_by:
+            give_back = partial(self._lockout.give_back, counted_by, job.validation_id)
             await self._settlement.insist(give_back, event="attempt_not_given_back")
 
     def _check(self, company: Company, credentials: Credentials | None) -> None:
@@ -207,7 +207,7 @@ class Validations:
             raise InvalidRequest([FieldError("providerId", "This provider is not available")])
 
     async def _add(
-        self, session: SessionRecord, job: Job, company: Company, *, account: str, attempts_left: int
+        self, session: SessionRecord, job: Job, company: Company, *, counted_by: str, attempts_left: int
     ) -> Added:
         now = self._clock.now()
         sign_in = self._table.rule(company).sign_in
@@ -223,12 +223,12 @@ class Validations:
             most_passwords=MOST_PASSWORDS,
             most=MOST_VALIDATIONS,
             grace_ms=_POLLER_GRACE_MS,
-            account=account,
+            account=counted_by,
             attempts_left=attempts_left,
         )
 
     async def _begin(
-        self, job: Job, company: Company, credentials: Credentials | None, give_up: float, *, account: str
+        self, job: Job, company: Company, credentials: Credentials | None, give_up: float, *, counted_by: str
     ) -> str | None:
         """Send the credentials, once; the job id if there is something to poll."""
         try:
@@ -250,7 +250,7 @@ class Validations:
             if page is not None:
                 changes["authorize"] = page
             return job_id if await self._record(job, changes) else None
-        await self._record(job, {"state": "failed", "reason": reason}, untried=account)
+        await self._record(job, {"state": "failed", "reason": reason}, untried=counted_by)
         return None
 
     async def _create_job(self, job: Job, company: Company, credentials: Credentials | None, give_up: float) -> str:

@@ -121,7 +121,8 @@ class Store:
     `redis+sentinel://host:port,host:port/<master name>[/<db>]`.
 
     Attributes:
-        remember_ms: A command that was asked for longer ago than this reaches Redis no more.
+        remember_ms: How long Redis remembers an operation. No try is sent later than this after the call; a server that
+            stalls for longer may run one twice.
     """
 
     def __init__(self, url: SecretStr, *, command_seconds: float, replicas: int = 0) -> None:
@@ -158,8 +159,9 @@ class Store:
         """Run one of the scripts beside this file, once.
 
         A lost reply is retried, so the command may reach Redis up to four times, also late: twice by digest, and twice
-        by text if Redis lost the script meanwhile. Each call has an operation id in the slot of its first key, by which
-        Redis knows a repeat and answers it as the first run. Only the scripts of `REPEATABLE` may count twice.
+        by text if Redis lost the script meanwhile (a kept script on a Cluster up to six times). Each call has an
+        operation id in the slot of its first key, by which Redis knows a repeat and answers it as the first run. Only
+        the scripts of `REPEATABLE` may count twice.
         A call that is made again after `StoreUnavailable` is another operation; it must be idempotent by itself.
 
         With `kept`, what it wrote, and what it found written, survives the loss of the server: as many replicas as are
@@ -340,7 +342,7 @@ class Store:
     async def _attempted(self, work: Callable[[], Awaitable[_T]], *, more_seconds: float = 0) -> _T:
         """Try again once, on another connection: redis-py gives up one that is silent or broken.
 
-        This is the only retry of a command, so that it runs twice at most; redis-py's own ones are switched off.
+        This is the only retry but that of `_of_cluster`; redis-py's own ones are switched off.
         """
         seconds = self._attempt_seconds + more_seconds
         loop = asyncio.get_running_loop()

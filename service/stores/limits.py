@@ -16,14 +16,14 @@ class Limit:
 
     Attributes:
         policy: Names it in `RateLimit` headers.
-        quiet: Of attempts: the window begins anew with each that is counted, so that no two windows meet: never more
-            than `most` within `window_seconds`, wherever these begin.
+        restarts: For attempts alone: each one that is counted begins the window anew, so that there are never more than
+            `most` within any `window_seconds`.
     """
 
     policy: str
     most: int
     window_seconds: int
-    quiet: bool = False
+    restarts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class LimitStore:
 
     async def count_attempt(self, limit: Limit, who: str, attempt: str) -> Quota:
         """Count an attempt, if there is room for it; what is left is below zero if there is none."""
-        args: list[str | int] = [attempt, limit.window_seconds * 1000, limit.most, int(limit.quiet)]
+        args: list[str | int] = [attempt, limit.window_seconds * 1000, limit.most, int(limit.restarts)]
         return _quota(limit, await self._store.run("attempt_count", keys=self._of(limit, who, attempt), args=args))
 
     async def give_back_attempt(self, limit: Limit, who: str, attempt: str) -> None:

@@ -1,4 +1,4 @@
-"""The scripts of `lua/`, by name. Each runs once per operation, however often its command reaches Redis."""
+"""The scripts of `lua/`, by name: all but two run once per operation, however often their command reaches Redis."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ __all__ = ["REPEATABLE", "Script", "load", "names"]
 REPEATABLE: Final = frozenset({"session_read", "duration_count"})
 """Scripts whose command may count twice, since remembering an operation would cost more than the error.
 
-A read that is counted twice brings a limit of 300 a minute nearer by one. A duration that is counted twice weighs one
-finished job of 64 twice.
+A read that is counted twice brings a limit of 300 a minute nearer by one. A duration that is counted twice is one
+of up to 192.
 """
 
 _ONCE: Final = """\

@@ -75,10 +75,10 @@ async def test_one_account_however_its_name_is_written(replica: Replica) -> None
     ],
 )
 async def test_what_nobody_sees_in_a_name_makes_no_new_account(lockout: Lockout, name: str) -> None:
-    assert lockout.attempt(APS, SecretStr(name), address=None) == lockout.attempt(
+    assert lockout.counted_by(APS, SecretStr(name), address=None) == lockout.counted_by(
         APS, SecretStr("person"), address=None
     )
-    assert lockout.attempt(APS, SecretStr("persona"), address=None) != lockout.attempt(
+    assert lockout.counted_by(APS, SecretStr("persona"), address=None) != lockout.counted_by(
         APS, SecretStr("person"), address=None
     )
 
@@ -345,7 +345,7 @@ async def lockout(valkey: str, prefix: str) -> AsyncIterator[Lockout]:
 
 
 async def test_what_is_refused_or_given_back_counts_neither_for_account_nor_address(lockout: Lockout) -> None:
-    a, b, c = (lockout.attempt(APS, SecretStr(name), address="192.0.2.1") for name in "abc")
+    a, b, c = (lockout.counted_by(APS, SecretStr(name), address="192.0.2.1") for name in "abc")
 
     async def refused(account: str, attempt: str) -> str:
         with pytest.raises(TooManyAttempts) as raised:
@@ -366,13 +366,13 @@ async def test_what_is_refused_or_given_back_counts_neither_for_account_nor_addr
 
 
 async def test_whoever_is_vouched_for_shares_no_address(lockout: Lockout) -> None:
-    accounts = [lockout.attempt(APS, SecretStr(name), address=None) for name in "abcde"]
+    accounts = [lockout.counted_by(APS, SecretStr(name), address=None) for name in "abcde"]
     assert [await lockout.spend(account, "one") for account in accounts] == [1] * 5
 
 
 async def test_no_two_windows_meet_at_an_account(lockout: Lockout, valkey: str, prefix: str) -> None:
     """One try, and a moment before its window ends another: the next window must not let two more in at once."""
-    name = lockout.attempt(APS, SecretStr("person"), address=None)
+    name = lockout.counted_by(APS, SecretStr("person"), address=None)
     key = Keys(prefix, "default").attempts("account", name)
     async with Redis.from_url(valkey) as redis:
         await lockout.spend(name, "first")

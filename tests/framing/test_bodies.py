@@ -29,7 +29,7 @@ EARLY: Final = {
     "wrong credential": Early(
         b"POST /v1/sessions", (b"Authorization: Bearer wrong", b"X-Forwarded-For: 198.51.100.3"), 401
     ),
-    "no such session": Early(
+    "no bearer credential": Early(
         b"POST /v1/sessions/ses_0/tokens",
         (b"Authorization: x", b"X-Forwarded-For: 198.51.100.4"),
         401,

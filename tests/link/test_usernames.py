@@ -54,7 +54,7 @@ def key_of() -> Callable[[str], str]:
     """The key that an attempt with a name is counted by; none is counted here, and no store is needed."""
     limits = LimitStore(store=Store(SecretStr("redis://127.0.0.1:1"), command_seconds=1), keys=Keys("test", "default"))
     lockout = Lockout(limits=limits, by_account=5, by_address=30, key=b"k" * 32, tenant="default")
-    return lambda name: lockout.attempt(APS, SecretStr(name), address=None)
+    return lambda name: lockout.counted_by(APS, SecretStr(name), address=None)
 
 
 @given(name=NAMES, unseen=st.lists(st.tuples(st.integers(0, 12), UNSEEN), max_size=6))

@@ -18,7 +18,7 @@ from service.stores.scripts import load
 SEEDS: Final = range(30)
 STEPS: Final = 60
 MOST: Final = 3
-QUIET: Final = Limit("account", MOST, 900, quiet=True)
+RESTARTING: Final = Limit("account", MOST, 900, restarts=True)
 FIXED: Final = Limit("address", MOST, 900)
 WHO: Final = "who"
 
@@ -83,7 +83,7 @@ async def store(valkey: str) -> AsyncIterator[RecordingStore]:
         yield opened
 
 
-@pytest.mark.parametrize("limit", [QUIET, FIXED], ids=["quiet", "fixed"])
+@pytest.mark.parametrize("limit", [RESTARTING, FIXED], ids=["restarting", "fixed"])
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_attempts_count_as_if_each_command_had_run_once(
     store: RecordingStore, redis: Redis, prefix: str, seed: int, limit: Limit

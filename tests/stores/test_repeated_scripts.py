@@ -37,11 +37,11 @@ NOW: Final = Millis(int(time.time() * 1000))
 LATER: Final = Millis(NOW + 3_600_000)
 ID: Final = "ses_0123456789abcdef01234567"
 LIMIT: Final = Limit("policy", 5, 900)
-QUIET: Final = Limit("account", 5, 900, quiet=True)
+RESTARTING: Final = Limit("account", 5, 900, restarts=True)
 LINK: Final = LinkRecord("lnk_1", NOW, "acc")
 HOSTED: Final = HostedRecord("https://shop.example/", None, 1_800_000)
 
-_NOTHING_COUNTS: Final = {
+_REASONS_TO_REPEAT: Final = {
     "session_read": "a read that is counted twice only brings the limit of reads nearer",
     "duration_count": "a duration is one among many, and the pace that is learned from them forgives one too many",
 }
@@ -192,13 +192,13 @@ class World:
             return error.code
 
     async def counts(self, attempt: str) -> int:
-        return (await self.limits.count_attempt(QUIET, "who", attempt)).left
+        return (await self.limits.count_attempt(RESTARTING, "who", attempt)).left
 
     async def gives_back(self, attempt: str) -> None:
-        await self.limits.give_back_attempt(QUIET, "who", attempt)
+        await self.limits.give_back_attempt(RESTARTING, "who", attempt)
 
     async def forgets(self, attempt: str) -> None:
-        await self.limits.forget_attempts(QUIET, "who", attempt)
+        await self.limits.forget_attempts(RESTARTING, "who", attempt)
 
     async def locked(self, holder: str) -> Any:
         return await self.store.run("lock", keys=[self.keys.token], args=[holder, 60_000])
@@ -551,14 +551,14 @@ async def test_four_runs_leave_what_one_leaves_and_are_answered_as_the_first(
 
 
 def test_every_script_has_a_case_or_a_reason_to_have_none() -> None:
-    assert {case.script for case in CASES} | _NOTHING_COUNTS.keys() == set(names())
-    assert _NOTHING_COUNTS.keys() == REPEATABLE
+    assert {case.script for case in CASES} | _REASONS_TO_REPEAT.keys() == set(names())
+    assert _REASONS_TO_REPEAT.keys() == REPEATABLE
     assert not {case.script for case in CASES} & REPEATABLE
 
 
 def test_no_other_command_changes_anything_that_a_repeat_would_change_again() -> None:
     """`ZREM` removes a stream, whose name is never used again; `SET` marks that there was a write, for `WAIT`."""
     source = Path(connection.__file__).read_text(encoding="utf-8")
-    sent = set(re.findall(r'(?:_command|_keep|_servers|execute_command)\("([A-Z]+)"|\("([A-Z]+)", ', source))
+    sent = set(re.findall(r'(?:_command|_keep|execute_command)\("([A-Z]+)"|\("([A-Z]+)", ', source))
     allowed = {"EVALSHA", "EVAL", "HGETALL", "GET", "PING", "INFO", "ZREM", "SET", "WAIT"}
     assert {"".join(found) for found in sent} == allowed

@@ -1,5 +1,5 @@
 -- Count an attempt, if there is room for it.
--- KEYS: attempts that count (sorted by their order), mark of those given back. ARGV: attempt, window in ms, most, '1' if the window
+-- KEYS: attempts that count (sorted by their order), mark that this attempt was given back. ARGV: attempt, window in ms, most, '1' if the window
 -- begins anew with each that is counted. Returns {how many count with it, ms left}; more than `most` if it is refused.
 local window, most = tonumber(ARGV[2]), tonumber(ARGV[3])
 local count, left = redis.call('ZCARD', KEYS[1]), redis.call('PTTL', KEYS[1])

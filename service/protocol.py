@@ -118,7 +118,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self._received > _LONGEST_REMAINDER:
                 self.transport.abort()
         elif self._in_head:
-            if self._received > _LONGEST_HEAD or len(self.headers) > _MOST_HEADERS:
+            if self._received > _LONGEST_HEAD:
                 self._refuse()
         elif self._received > _LONGEST_REQUEST:
             self._refuse()
@@ -163,12 +163,18 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     @override
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) == _MOST_HEADERS:
+            raise _Unreadable  # at once: one segment may hold tens of thousands of them
+        super().on_header(name, value)
+
+    @override
     def on_headers_complete(self) -> None:
         self._in_head = False
         if self._ended:
             return None
         # RFC 9112, section 3.2: no fragment; what stands before it may be another path for whoever is in front.
-        if len(self.headers) > _MOST_HEADERS or b"#" in self.url or self._is_too_long():
+        if b"#" in self.url or self._is_too_long():
             raise _Unreadable
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":

@@ -15,8 +15,8 @@ __all__ = ["announces_body", "json_of", "read_body"]
 
 _MAX_BYTES: Final = 65_536
 _MAX_DEPTH: Final = 32
-_BODY_SECONDS: Final = 30.0
-"""Who may call is decided by the head, so a body must not arrive much later."""
+_BODY_SECONDS: Final = 25.0
+"""Who may call is decided by the head, so a body must not arrive much later. A process that stops waits longer."""
 
 _MAX_LENGTH_DIGITS: Final = 18
 """A Content-Length of more digits is over any limit, whatever it says."""

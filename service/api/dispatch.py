@@ -36,6 +36,12 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:[0-9]*)?")
 """RFC 9110, section 7.2, without the comma, by which intermediaries join two lines."""
 
+_LONGEST_HOST: Final = 512
+_LONGEST_QUERY: Final = 2048
+_MOST_PARAMETERS: Final = 32
+"""Of a query, which is read before the caller is known, and by Python."""
+
+_MOST_MEDIA_TYPES: Final = 64
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _JSON: Final = ("application/json", "application/*", "*/*")
 _EVENTS: Final = ("text/event-stream", "text/*")
@@ -126,6 +132,11 @@ def _flaw(scope: Scope) -> str | None:
         return "Only HTTP/1.0 and HTTP/1.1 are spoken here"
     if not _names_its_host(scope):
         return "The request must have one valid Host header"
+    query = scope["query_string"]
+    if len(query) > _LONGEST_QUERY or query.count(b"&") >= _MOST_PARAMETERS:
+        return "The query is too long"
+    if any(name == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in scope["headers"]):
+        return "Only the transfer coding chunked is known here"
     if not scope["path"].isprintable() and _CONTROL.search(scope["path"]):
         return "The path must not have control characters"
     return None
@@ -136,7 +147,7 @@ def _names_its_host(scope: Scope) -> bool:
     hosts = [value for name, value in scope["headers"] if name == b"host"]
     if len(hosts) != 1:
         return not hosts and scope["http_version"] == "1.0"
-    return _is_host(hosts[0])
+    return len(hosts[0]) <= _LONGEST_HOST and _is_host(hosts[0])
 
 
 @lru_cache
@@ -228,7 +239,7 @@ def _accepts(scope: Scope, media_types: Iterable[str]) -> bool:
     lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
     if not lines:
         return True
-    for part in ",".join(lines).split(","):
+    for part in ",".join(lines).split(",", _MOST_MEDIA_TYPES)[:_MOST_MEDIA_TYPES]:
         media_type, _, parameters = part.partition(";")
         if media_type.strip().lower() in media_types and not re.search(r"\bq\s*=\s*0(\.0*)?\s*(;|$)", parameters):
             return True

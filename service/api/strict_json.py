@@ -1,8 +1,8 @@
 """JSON that has only one reading: what two parsers could read differently is refused.
 
 orjson reads the text and writes its value once more; both run in C. A member that the second text lacks was lost to a
-duplicate key, and a value that nests too deeply cannot be written. No loop in Python visits values or characters. The
-costliest texts take about as long as `json.loads` takes for them; row 8 of `make bench` has the figures.
+duplicate key, and a value that nests too deeply cannot be written. No loop in Python visits values or characters. What
+takes longer than twice `json.loads` takes 0.6 ms at most; row 8 of `make bench` has the figures.
 """
 
 import json
@@ -57,13 +57,14 @@ def _read(raw: bytes, max_depth: int) -> tuple[str | None, object]:
     written = _written(raw, value, max_depth)
     if written is None:
         return "The request body is nested too deeply", None
-    may_escape = b"\\" in raw and b"u00" in raw
+    # What follows an escaped backslash is no escape.
+    escapes = raw.replace(rb"\\", b"") if b"u003" in raw or b"u0000" in raw else b""
     if written != raw:
         # Each member has one colon. All others stand in strings, where orjson writes them as they are.
-        colons = _count(raw, b":") + (_count_escapes(raw, b"\\u003a", b"\\u003A") if may_escape else 0)
+        colons = _count(raw, b":") + escapes.count(rb"\u003a") + escapes.count(rb"\u003A")
         if colons != _count(written, b":"):
             return "The request body has an object with duplicate keys", None
-    if may_escape and _count_escapes(raw, b"\\u0000"):
+    if rb"\u0000" in escapes:
         return "The request body has a string with a NUL character", None
     if b"+" in written and _has_too_many_digits(raw):  # orjson makes floats of such integers, and writes them as 1e+32
         return "The request body has an integer with too many digits", None
@@ -93,13 +94,6 @@ def _has_too_many_digits(raw: bytes) -> bool:
     integers: list[str] = []
     json.JSONDecoder(parse_int=integers.append, parse_float=str).decode(raw.decode())
     return _TOO_MANY_DIGITS in " ".join(integers).encode().translate(_ALL_ZERO)
-
-
-def _count_escapes(raw: bytes, *escapes: bytes) -> int:
-    if not any(each in raw for each in escapes):
-        return 0
-    unambiguous = raw.replace(rb"\\", b"")  # what follows an escaped backslash is no escape
-    return sum(map(unambiguous.count, escapes))
 
 
 # To find a character takes a twentieth of the time of counting it, and long texts have few of those that are sought.
@@ -142,7 +136,7 @@ def _flaw_at(position: int, raw: bytes, max_depth: int) -> str:
         return "The request body is not valid UTF-8"
     if text.startswith("\ufeff"):
         return "The request body must not start with a byte order mark"
-    if _levels_open(text[:position].encode()) > max_depth:
+    if raw.count(b"[") + raw.count(b"{") > max_depth and _levels_open(text[:position].encode()) > max_depth:
         return "The request body is nested too deeply"
     return _flaw_of_what_begins_at(position, text)
 

@@ -7,9 +7,11 @@ import pytest
 
 from tests.framing.served import Canary, Service, assert_in_step, assert_malformed
 from tests.framing.wire import HOST, head, ids, named
+from tests.processes import resident
 
 LIVEZ: Final = b"GET /livez HTTP/1.1"
 KIB: Final = 1024
+MIB: Final = 1024 * KIB
 
 
 AROUND: Final = b"GET /livez HTTP/1.1\r\nHost: bff.example\r\n%bX-Request-Id: first\r\n\r\n"
@@ -187,3 +189,39 @@ def test_a_head_of_usual_size_is_taken(service: Service) -> None:
         assert answers[0].status in {200, 400}
     answers = service.exchange(raw(HUGE["a value"](24 * KIB)))
     assert ids(answers) == ["first", "last"]
+
+
+def test_lines_that_nobody_reads_take_no_memory(service: Service) -> None:
+    """One segment may hold tens of thousands of lines, and each would be a few objects."""
+    request = raw(b"a:\r\n" * 60_000)
+    service.exchange(request)
+    before = resident(service.process)
+    with service.connections(20) as lines:
+        for line in lines:
+            line.send(request)
+        service.settle()
+        assert resident(service.process) - before < 20 * MIB
+
+
+@pytest.mark.parametrize("host", [b"a" * 513, b"a" * 60_000, b"a." * 400])
+def test_a_host_that_no_name_has_room_for_is_refused(service: Service, host: bytes) -> None:
+    assert_malformed(service.exchange(head(b"GET /livez HTTP/1.1", b"Host: " + host)))
+
+
+@pytest.mark.parametrize("query", [b"a&" * 31_000, b"a=b&" * 32, b"clientId=" + b"x" * 2048, b"%41" * 1000])
+def test_a_query_is_not_read_if_it_is_long(service: Service, query: bytes) -> None:
+    """It would be read before the caller is known."""
+    [answer] = service.exchange(head(b"GET /v1/providers?%s HTTP/1.1" % query, HOST, named("first")))
+    assert (answer.status, answer.json["code"]) == (400, "malformed_request")
+
+
+def test_a_query_may_have_some_parameters(service: Service) -> None:
+    (answer, _) = service.exchange(head(b"GET /livez?%s HTTP/1.1" % (b"a=b&" * 31), HOST, named("first")))
+    assert answer.status == 200
+
+
+def test_of_the_media_types_that_are_accepted_the_first_ones_count(service: Service) -> None:
+    for others, status in ((1, 401), (63, 401), (64, 406), (8000, 406)):
+        accept = b"Accept: " + b"a/b;q=0," * others + b"*/*"
+        (answer, _) = service.exchange(head(b"GET /v1/sessions/ses_0 HTTP/1.1", HOST, named("first"), accept))
+        assert answer.status == status

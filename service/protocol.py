@@ -4,6 +4,7 @@ Gathered writes save a seventh of a cheap request's CPU; the rest keeps a connec
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -118,7 +119,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self._received > _LONGEST_REMAINDER:
                 self.transport.abort()
         elif self._in_head:
-            if self._received > _LONGEST_HEAD:
+            if self._received > _LONGEST_HEAD or len(self.headers) > _MOST_HEADERS:
                 self._refuse()
         elif self._received > _LONGEST_REQUEST:
             self._refuse()
@@ -161,12 +162,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = True
         self._received, self._first_segment = -self._segment, self._segment
         super().on_message_begin()
-
-    @override
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) == _MOST_HEADERS:
-            raise _Unreadable  # at once: one segment may hold tens of thousands of them
-        super().on_header(name, value)
+        # One segment may hold tens of thousands of lines: those before the last ones are dropped as they come.
+        self.headers = deque(maxlen=_MOST_HEADERS + 1)  # type: ignore[assignment]
 
     @override
     def on_headers_complete(self) -> None:
@@ -174,8 +171,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self._ended:
             return None
         # RFC 9112, section 3.2: no fragment; what stands before it may be another path for whoever is in front.
-        if b"#" in self.url or self._is_too_long():
+        if len(self.headers) > _MOST_HEADERS or b"#" in self.url or self._is_too_long():
             raise _Unreadable
+        self.headers = self.scope["headers"] = list(self.headers)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise _Unreadable

@@ -7,7 +7,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from service.api.routing import NO_BODY
+from service.api.routing import NO_BODY, head_of
 from service.api.strict_json import parse_json
 from service.errors import BodyTooLarge, MalformedRequest, UnsupportedMediaType
 
@@ -24,8 +24,8 @@ _MAX_LENGTH_DIGITS: Final = 18
 
 def announces_body(scope: Scope) -> bool:
     """Whether a request has a body (RFC 9112, section 6.3)."""
-    headers = dict(scope["headers"])
-    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+    head = head_of(scope)
+    return head.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in head
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int = _MAX_BYTES) -> bytes:

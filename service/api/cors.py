@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.dispatch import is_readable
 from service.api.middleware import add_headers
-from service.api.routing import RouteKind, route_of
+from service.api.routing import RouteKind, head_of, route_of
 
 __all__ = ["ApiCors"]
 
@@ -61,7 +61,7 @@ class ApiCors:
         route = route_of(scope)
         if not is_readable(scope) or (route is not None and route.kind not in _KINDS):
             return await self._app(scope, receive, send)
-        is_from_page = any(name == b"origin" for name, _ in scope["headers"])
+        is_from_page = b"origin" in head_of(scope)
         if scope["method"] == "OPTIONS":
             send = _with_common_headers(send)
         return await (self._cors if is_from_page else self._app)(scope, receive, _varied(send))

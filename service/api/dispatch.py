@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.body import announces_body, json_of, read_body
-from service.api.routing import NO_BODY, ApiRoute, RouteKind, route_of
+from service.api.routing import NO_BODY, ApiRoute, RouteKind, head_of, route_of
 from service.api.shedding import LoadShedding
 from service.errors import MalformedRequest, MethodNotAllowed, NotAcceptable, NotFound, ServiceError, ShuttingDown
 
@@ -28,7 +28,7 @@ __all__ = ["Dispatcher", "RaisedInstead", "Resolver", "is_readable"]
 RaisedInstead: TypeAlias = ServiceError | RequestValidationError
 """Raised in place of an answer."""
 
-_NOT_HTTP: Final = "The request is not valid HTTP"
+_NOT_HTTP: Final = "The request is not valid HTTP, or its head is longer than 64 KiB or 100 lines"
 _REFUSAL: Final = "refusal"
 _UNREAD: Final = "unread"
 
@@ -37,6 +37,9 @@ _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:[
 """RFC 9110, section 7.2, without the comma, by which intermediaries join two lines."""
 
 _LONGEST_HOST: Final = 512
+_LONGEST_KEPT: Final = 512
+"""Bytes of a header's value that is looked up rather than read again; nobody else's memory is for strangers' texts."""
+
 _LONGEST_QUERY: Final = 2048
 _MOST_PARAMETERS: Final = 32
 """Of a query, which is read before the caller is known, and by Python."""
@@ -44,7 +47,7 @@ _MOST_PARAMETERS: Final = 32
 _MOST_MEDIA_TYPES: Final = 64
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _JSON: Final = ("application/json", "application/*", "*/*")
-_EVENTS: Final = ("text/event-stream", "text/*")
+_JSON_OR_EVENTS: Final = (*_JSON, "text/event-stream", "text/*")
 _ACTING: Final = (RouteKind.API, RouteKind.WIDGET, RouteKind.HOSTED)
 
 
@@ -73,17 +76,19 @@ class Resolver:
         self._app = app
         self._operations_port = operations_port
         self._is_malformed = is_malformed
-        self._routes: dict[tuple[int, str | None], list[ApiRoute]] = {}
+        self._routes: dict[tuple[int, str | None], tuple[ApiRoute, ...]] = {}
         for route in routes:
             if not isinstance(route, ApiRoute):
                 raise TypeError(f"{route} cannot be run")
-            *parts, last = route.path.split("/")
-            self._routes.setdefault((len(parts), None if "{" in last else last), []).append(route)
+            last = route.path.rpartition("/")[2]
+            key = (route.path.count("/"), None if "{" in last else last)
+            self._routes[key] = (*self._routes.get(key, ()), route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on."""
         if scope["type"] == "http":
             state = scope.setdefault("state", {})
+            state["head"] = dict(scope["headers"])
             state[_REFUSAL] = refusal = self._resolve(scope)
             # Who sends what is malformed may see requests begin elsewhere than this service does.
             if isinstance(refusal, MalformedRequest) or announces_body(scope):
@@ -96,9 +101,9 @@ class Resolver:
         if flaw is not None:
             return MalformedRequest(flaw)
         path, method = scope["path"], scope["method"]
-        *parts, last = path.split("/")
+        depth, (_, _, last) = path.count("/"), path.rpartition("/")
         there: list[ApiRoute] = []
-        for route in (*self._routes.get((len(parts), last), ()), *self._routes.get((len(parts), None), ())):
+        for route in self._routes.get((depth, last), ()) + self._routes.get((depth, None), ()):
             found = route.path_regex.fullmatch(path)
             if found is None or not self._serves(scope, route):
                 continue
@@ -135,7 +140,7 @@ def _flaw(scope: Scope) -> str | None:
     query = scope["query_string"]
     if len(query) > _LONGEST_QUERY or query.count(b"&") >= _MOST_PARAMETERS:
         return "The query is too long"
-    if any(name == b"transfer-encoding" and value.strip().lower() != b"chunked" for name, value in scope["headers"]):
+    if b"transfer-encoding" in head_of(scope) and not _is_chunked(scope):
         return "Only the transfer coding chunked is known here"
     if not scope["path"].isprintable() and _CONTROL.search(scope["path"]):
         return "The path must not have control characters"
@@ -144,10 +149,21 @@ def _flaw(scope: Scope) -> str | None:
 
 def _names_its_host(scope: Scope) -> bool:
     """RFC 9112, section 3.2: a request of HTTP/1.1 has one `Host`; one of HTTP/1.0 may have none."""
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) != 1:
-        return not hosts and scope["http_version"] == "1.0"
-    return len(hosts[0]) <= _LONGEST_HOST and _is_host(hosts[0])
+    head = head_of(scope)
+    host = head.get(b"host")
+    if host is None:
+        return bool(scope["http_version"] == "1.0")
+    if len(head) != len(scope["headers"]) and len(_lines(scope, b"host")) != 1:
+        return False
+    return len(host) <= _LONGEST_HOST and _is_host(host)
+
+
+def _is_chunked(scope: Scope) -> bool:
+    return all(value.strip().lower() == b"chunked" for value in _lines(scope, b"transfer-encoding"))
+
+
+def _lines(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for each, value in scope["headers"] if each == name]
 
 
 @lru_cache
@@ -200,7 +216,7 @@ class Dispatcher:
                 route = self._admitted(scope)
                 request = Request(scope, receive)
                 identified = await route.identify(request)
-                body = await self._body(scope, receive)
+                body = await self._body(scope, receive) if _UNREAD in scope["state"] else NO_BODY
                 place = self._shedding.take(route, scope)
                 response: Response = await route.respond(request, identified, body)
             except (ServiceError, RequestValidationError) as error:
@@ -218,29 +234,36 @@ class Dispatcher:
         refusal: ServiceError | None = state[_REFUSAL]
         if refusal is not None or route is None:
             raise refusal or NotFound
-        if route.kind is RouteKind.API and not _accepts(scope, (*_JSON, *_EVENTS) if route.streams else _JSON):
+        if route.kind is RouteKind.API and not _accepts(scope, _JSON_OR_EVENTS if route.streams else _JSON):
             raise NotAcceptable
         if scope["method"] == "POST" and route.kind in _ACTING and self._closing():
             raise ShuttingDown
         return route
 
     async def _body(self, scope: Scope, receive: Receive) -> object:
-        state = scope["state"]
-        if _UNREAD not in state:
-            return NO_BODY
         body = await read_body(scope, receive)
         if self._is_malformed(scope):
             raise MalformedRequest(_NOT_HTTP)
-        state[_UNREAD] = False
+        scope["state"][_UNREAD] = False
         return json_of(scope, body)
 
 
-def _accepts(scope: Scope, media_types: Iterable[str]) -> bool:
-    lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"]
-    if not lines:
+def _accepts(scope: Scope, media_types: tuple[str, ...]) -> bool:
+    head = head_of(scope)
+    accept = head.get(b"accept")
+    if accept is None:
         return True
-    for part in ",".join(lines).split(",", _MOST_MEDIA_TYPES)[:_MOST_MEDIA_TYPES]:
+    if len(head) != len(scope["headers"]):
+        accept = b",".join(_lines(scope, b"accept"))
+    return _names_one(accept, media_types) if len(accept) > _LONGEST_KEPT else _names_one_again(accept, media_types)
+
+
+def _names_one(accept: bytes, media_types: tuple[str, ...]) -> bool:
+    for part in accept.decode("latin-1").split(",", _MOST_MEDIA_TYPES)[:_MOST_MEDIA_TYPES]:
         media_type, _, parameters = part.partition(";")
         if media_type.strip().lower() in media_types and not re.search(r"\bq\s*=\s*0(\.0*)?\s*(;|$)", parameters):
             return True
     return False
+
+
+_names_one_again: Final = lru_cache(_names_one)

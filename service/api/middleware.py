@@ -10,7 +10,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.envelope import failure, quota_headers
-from service.api.routing import RouteKind, route_of
+from service.api.routing import RouteKind, head_of, route_of
 from service.errors import InternalError
 from service.telemetry import about, answered, log
 from service.tracing import Tracing, finish
@@ -52,8 +52,8 @@ class Around:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        asked = headers.get(b"x-request-id", b"")
+        head = head_of(scope)
+        asked = head.get(b"x-request-id", b"")
         request_id = asked.decode() if _REQUEST_ID.fullmatch(asked) else _new_request_id()
         scope["state"]["request_id"] = request_id
         route = route_of(scope)
@@ -77,7 +77,7 @@ class Around:
         about(request_id=request_id)
         span = None
         if self._tracing is not None and not probes:
-            span = self._tracing.begin(request_id, headers.get(b"traceparent", b"").decode("latin-1"))
+            span = self._tracing.begin(request_id, head.get(b"traceparent", b"").decode("latin-1"))
         broke: Exception | None = None
         try:
             await self._app(scope, receive, send_with_headers)

@@ -15,7 +15,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-__all__ = ["NO_BODY", "ApiRoute", "RouteKind", "make_router", "may_stream", "may_wait", "route_of"]
+__all__ = ["NO_BODY", "ApiRoute", "RouteKind", "head_of", "make_router", "may_stream", "may_wait", "route_of"]
 
 NO_BODY: Final = object()
 """In place of a JSON value, where a request has no body."""
@@ -79,6 +79,9 @@ class ApiRoute(APIRoute):
         kind: What it is for.
         streams: Its handler may answer with a stream.
         waits: Its handler obeys `Prefer: wait`.
+        identify: Runs what the handler depends on: its policy, which knows the caller by the request's head alone.
+        respond: Runs the handler, with what `identify` found and the JSON value that was sent, or `NO_BODY`. Both raise
+            `ServiceError`, and `RequestValidationError` if a parameter or the body is wrong.
     """
 
     kind: RouteKind
@@ -88,36 +91,20 @@ class ApiRoute(APIRoute):
         super().__init__(*args, **options)
         self.streams = self.endpoint in _streaming
         self.waits = self.endpoint in _waiting
-        self._compiled = _Compiled(self.dependant)
-
-    async def identify(self, request: Request) -> _Values:
-        """Run what the handler depends on: its policy, which knows the caller by the request's head alone.
-
-        Raises:
-            ServiceError: Nobody that may call it.
-            RequestValidationError: A parameter of the policy is wrong.
-        """
-        return await self._compiled.identify(request)
-
-    async def respond(self, request: Request, identified: _Values, body: object) -> Any:  # noqa: ANN401 -- FastAPI's own
-        """Run the handler.
-
-        Args:
-            request: The request.
-            identified: What `identify` found.
-            body: The JSON value that was sent, or `NO_BODY`.
-
-        Raises:
-            ServiceError: It could not be done.
-            RequestValidationError: A parameter or the body is wrong.
-        """
-        return await self._compiled.run(request, identified, body)
+        compiled = _Compiled(self.dependant)
+        self.identify, self.respond = compiled.identify, compiled.run
 
 
 def route_of(scope: Mapping[str, Any]) -> ApiRoute | None:
     """The route that a request was resolved to; None if there is none."""
     route: ApiRoute | None = scope.get("route")
     return route
+
+
+def head_of(scope: Mapping[str, Any]) -> Mapping[bytes, bytes]:
+    """The fields of a request's head, by name; of several lines of one name, the last."""
+    head: Mapping[bytes, bytes] = scope["state"]["head"]
+    return head
 
 
 class _Compiled:
@@ -136,7 +123,9 @@ class _Compiled:
         if any(each.body_params for each in dependant.dependencies):
             raise TypeError(f"{dependant.path}: a dependency runs before the body is read")
         self._call: Callable[..., Awaitable[Any]] = call
-        self._dependencies = [(each.name or "", _Compiled(each)) for each in dependant.dependencies]
+        self._dependencies = [
+            (each.name or "", _Compiled(each), bool(each.dependencies)) for each in dependant.dependencies
+        ]
         self._fields = [
             *(_field("path", each) for each in dependant.path_params),
             *(_field("query", each) for each in dependant.query_params),
@@ -147,8 +136,8 @@ class _Compiled:
 
     async def identify(self, request: Request) -> _Values:
         values: _Values = {}
-        for name, depend in self._dependencies:
-            values[name] = await depend.run(request, await depend.identify(request), NO_BODY)
+        for name, depend, nested in self._dependencies:
+            values[name] = await depend.run(request, await depend.identify(request) if nested else {}, NO_BODY)
         return values
 
     async def run(self, request: Request, values: _Values, body: object) -> Any:  # noqa: ANN401 -- whatever it returns

@@ -394,12 +394,8 @@ def part(body: bytes, *, more: bool) -> Message:
 
 
 def http_scope(**headers: str) -> Scope:
-    return {
-        "type": "http",
-        "method": "POST",
-        "path": "/",
-        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
-    }
+    lines = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "method": "POST", "path": "/", "headers": lines, "state": {"head": dict(lines)}}
 
 
 async def test_a_length_that_lies_is_found_out_as_soon_as_the_cap_is_passed() -> None:

@@ -490,9 +490,9 @@ CHECKS: Final = (
     ),
     Check(
         "metrics are shown to a listener of their own alone",
-        "service/api/ops.py",
-        "else path != _METRICS",
-        "else True",
+        "service/api/dispatch.py",
+        "return route.kind is not RouteKind.METRICS",
+        "return True",
         ("tests/api/test_operations.py::test_operations_have_a_listener_of_their_own",),
     ),
     Check(

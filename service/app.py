@@ -43,13 +43,15 @@ from service.api.envelope import failure
 from service.api.middleware import Around
 from service.api.models import field_names
 from service.clock import SYSTEM_CLOCK, Clock
+from service.environment import load_settings
 from service.errors import FieldError
 from service.link.scopes import ALL_SCOPES
+from service.process import Process
 from service.protocol import is_malformed
 from service.sandbox.people import PASSWORD, PEOPLE
-from service.settings import SANDBOX_API_KEY, SANDBOX_PUBLISHABLE_CLIENT, Settings, load_settings
+from service.settings import SANDBOX_API_KEY, SANDBOX_PUBLISHABLE_CLIENT, Settings
 from service.telemetry import configure_logs
-from service.wiring import Process, Timing, wire
+from service.wiring import Timing, wire
 
 __all__ = ["create_app", "from_environment", "openapi_document"]
 

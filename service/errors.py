@@ -40,13 +40,7 @@ __all__ = [
     "UpstreamShut",
     "UpstreamTimeout",
     "UpstreamUnavailable",
-    "UserClosed",
-    "UtilityUnavailable",
-    "ValidationCanceled",
-    "ValidationInterrupted",
-    "ValidationRejected",
     "ValidationRequired",
-    "ValidationTimedOut",
 ]
 
 
@@ -371,55 +365,6 @@ class ShuttingDown(ServiceError):
     message = "This instance is shutting down"
     retryable = True
     retry_after = 1
-
-
-class UserClosed(ServiceError):
-    """The person has given up; told of a session, never raised."""
-
-    code = "user_closed"
-    message = "Rejected: User closes the widget"
-
-
-class ValidationRejected(ServiceError):
-    """The utility does not know this username and password; told of a validation, never raised."""
-
-    code = "incorrect_credentials"
-    message = "The utility rejected the username or password"
-    display_message = "The username or password is not correct."
-
-
-class ValidationCanceled(ServiceError):
-    """The validation was given up before it was finished; told of a validation, never raised."""
-
-    code = "canceled"
-    message = "The validation was given up"
-
-
-class UtilityUnavailable(ServiceError):
-    """The utility's site, or the vendor's way to it, is broken; told of a validation, never raised."""
-
-    code = "utility_unavailable"
-    fault = Fault.SERVER
-    message = "The utility could not be reached"
-    display_message = "Your utility cannot be reached right now. Please try again later."
-
-
-class ValidationTimedOut(ServiceError):
-    """The validation took longer than its time limit; told of a validation, never raised."""
-
-    code = "timed_out"
-    fault = Fault.SERVER
-    message = "The validation took too long"
-    display_message = "Your utility did not answer in time. Please try again."
-
-
-class ValidationInterrupted(ServiceError):
-    """The process died while it sent the credentials; told of a validation, never raised."""
-
-    code = "interrupted"
-    fault = Fault.SERVER
-    message = "The validation was interrupted"
-    display_message = "Something went wrong on our side. Please try again."
 
 
 class OutcomeUnknown(ServiceError):

@@ -1,15 +1,13 @@
-"""Settings: `OMNICONNECT_*` environment variables. Wrong ones stop the start, all told at once, in words."""
+"""Everything that a deployment decides, and what its settings must agree on."""
 
 import base64
 import binascii
 import json
-import os
 import ssl
-from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import parse_qsl, urlsplit
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -17,14 +15,13 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.addresses import LOOPBACK, WEB_SCHEMES, is_origin, is_url, parts_of
+from service.addresses import LOOPBACK, is_origin, is_public_url, is_url, store_url_fault
 from service.tenants import (
     FIRST_TENANT,
     PREFIX,
@@ -38,7 +35,7 @@ from service.tenants import (
     read_tenants,
 )
 
-__all__ = ["ProviderRule", "Settings", "SettingsError", "load_settings"]
+__all__ = ["ProviderRule", "Settings", "SettingsError"]
 
 DEFAULT_UPSTREAM_URL: Final = "https://app.omnimetic.com/api"
 SANDBOX_CLIENT_ID: Final = "sandbox-client-id"
@@ -51,15 +48,6 @@ _AES_256_BYTES: Final = 32
 _MAKE_ONE: Final = "`omniconnect-bff keys new main --encryption` makes one"
 _ASYMMETRIC: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"})
 """A shared secret would let whoever checks tokens make them."""
-
-_STORE_SCHEMES: Final = frozenset(
-    {"redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel"}
-)
-_STORE_OPTIONS: Final = frozenset(
-    {"client_name", "db", "health_check_interval", "protocol", "ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs"}
-    | {"ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
-)
-"""What redis-py takes in a URL and this service can stand; with any other it would fail at the first command."""
 
 _WIDGET_PORT: Final = 4200
 """Where the vendor's `local` builds expect their server."""
@@ -307,7 +295,7 @@ class Settings(BaseSettings):
     def _store_faults(self) -> list[str]:
         faults = []
         if self.redis_url is not None:
-            fault = _store_url_fault(self.redis_url.get_secret_value())
+            fault = store_url_fault(self.redis_url.get_secret_value())
             if fault:
                 faults.append(f"{PREFIX}REDIS_URL {fault}")
             if not self.encryption_keys:
@@ -328,7 +316,7 @@ class Settings(BaseSettings):
         faults = []
         if self.metrics_port and self.metrics_port == self.port:
             faults.append(f"{PREFIX}METRICS_PORT must be another one than {PREFIX}PORT")
-        if self.public_url is not None and not _is_own_url(self.public_url, sandbox=self.sandbox):
+        if self.public_url is not None and not is_public_url(self.public_url, sandbox=self.sandbox):
             faults.append(f"{PREFIX}PUBLIC_URL must be an https URL without user, query and fragment")
         if self.upstream_proxy is not None and not is_url(self.upstream_proxy.get_secret_value(), _PROXY_SCHEMES):
             faults.append(f"{PREFIX}UPSTREAM_PROXY must begin with one of {', '.join(sorted(_PROXY_SCHEMES))} and ://")
@@ -365,99 +353,9 @@ class Settings(BaseSettings):
         return []
 
 
-def load_settings(environ: Mapping[str, str] | None = None, **given: Any) -> Settings:  # noqa: ANN401 -- any setting
-    """Read the settings from the environment; `given` ones win.
-
-    Raises:
-        SettingsError: With all faults at once, none of which shows a value.
-    """
-    environ = os.environ if environ is None else environ
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    ours = [name for name in sorted(environ) if name.upper().startswith(PREFIX)]
-    faults = [f"{name} is not a setting" for name in ours if name.upper() not in known]
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        raise SettingsError(faults + _in_words(error) + _further_faults(error, given, environ)) from None
-    except SettingsError as error:
-        raise SettingsError(faults + error.faults) from None
-    if faults:
-        raise SettingsError(faults)
-    return settings
-
-
-def _further_faults(error: ValidationError, given: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
-    """What else is wrong, with stand-ins for the settings that are known to be."""
-    bad = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
-    sandbox = str(given.get("sandbox", environ.get(f"{PREFIX}SANDBOX", ""))).lower() in {
-        "true",
-        "1",
-        "yes",
-        "on",
-        "t",
-        "y",
-    }
-    stand_ins = {
-        "client_id": SANDBOX_CLIENT_ID if sandbox else "stand-in",
-        "secret": SANDBOX_SECRET if sandbox else "stand-in-stand-in",
-    }
-    defaults = {
-        name: stand_ins.get(name, Settings.model_fields[name].get_default(call_default_factory=True)) for name in bad
-    }
-    try:
-        Settings(**{**given, **defaults})
-    except SettingsError as further:
-        return [each for each in further.faults if not any(f"{PREFIX}{name.upper()}" in each for name in bad)]
-    except ValidationError:
-        pass
-    return []
-
-
-def _in_words(error: ValidationError) -> list[str]:
-    faults = []
-    for each in error.errors(include_input=False, include_url=False, include_context=False):
-        name = f"{PREFIX}{str(each['loc'][0]).upper()}" if each["loc"] else "settings"
-        message = "is required" if each["type"] == "missing" else each["msg"].removeprefix("Value error, ")
-        faults.append(f"{name}: {message}" if each["type"] != "missing" else f"{name} {message}")
-    return faults
-
-
-# Addresses
-
-
 def _holds_certificates(path: Path) -> bool:
     try:
         ssl.create_default_context(cadata=path.read_text(encoding="ascii"))
     except (OSError, ValueError):  # among them ssl.SSLError and UnicodeDecodeError
         return False
     return True
-
-
-def _store_url_fault(url: str) -> str | None:
-    scheme, separator, rest = url.partition("://")
-    if scheme not in _STORE_SCHEMES or not separator:
-        return f"must begin with one of {', '.join(sorted(_STORE_SCHEMES))} and ://"
-    hosts = [url]
-    if scheme.endswith("+sentinel"):
-        login, _, places = rest.partition("/")[0].rpartition("@")
-        hosts = [f"redis://{login}@{each}" for each in places.split(",")]
-        if not rest.partition("/")[2]:
-            return "must name the master after the sentinels: redis+sentinel://host:port,host:port/master"
-    parts = [parts_of(each) for each in hosts]
-    if any(each is None for each in parts):
-        return "is not a URL"
-    if scheme == "unix":
-        complete = all(each and each.path for each in parts)
-    else:
-        complete = all(each and each.hostname for each in parts)
-    if not complete:
-        return "names no server"
-    unknown = {name for each in parts if each for name, _ in parse_qsl(each.query)} - _STORE_OPTIONS
-    return f"may have no options but {', '.join(sorted(_STORE_OPTIONS))}" if unknown else None
-
-
-def _is_own_url(url: str, *, sandbox: bool) -> bool:
-    parts = parts_of(url)
-    if parts is None or not is_url(url, WEB_SCHEMES) or parts.query or parts.fragment or parts.username is not None:
-        return False
-    return sandbox or parts.scheme == "https" or parts.hostname in LOOPBACK

@@ -1,9 +1,7 @@
-"""What lives as long as the process, and the steps built from it."""
+"""Builds what lives as long as the process, and the steps of each tenant, from the settings."""
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from importlib.metadata import version
@@ -14,7 +12,7 @@ from pydantic import SecretStr
 from service.api.caller import Steps, Tenants
 from service.api.ops import Health
 from service.clock import SYSTEM_CLOCK, Clock
-from service.errors import StoreUnavailable, UpstreamError
+from service.errors import UpstreamError
 from service.link.access import Access, ApiKey
 from service.link.accounts import Accounts
 from service.link.attach import Attach
@@ -34,6 +32,7 @@ from service.link.tasks import Tasks
 from service.link.token import TokenSource
 from service.link.validate import TimeLimits, Validations
 from service.link.watch import Cadence, Watchers
+from service.process import Process
 from service.settings import Settings
 from service.stores.connection import Store
 from service.stores.durations import DurationStore
@@ -46,7 +45,6 @@ from service.stores.notices import Notices
 from service.stores.sealing import KeyRing
 from service.stores.sessions import SessionStore
 from service.stores.tokens import TokenStore
-from service.telemetry import TASKS, log
 from service.tenants import FIRST_TENANT, TenantRule
 from service.tracing import Tracing
 from service.upstream.client import UpstreamClient
@@ -55,12 +53,8 @@ from service.upstream.limiter import LimiterRules
 from service.upstream.pictures import PictureClient
 from service.upstream.transport import Transport, TransportLimits
 
-__all__ = ["Process", "Timing", "wire"]
+__all__ = ["Timing", "wire"]
 
-_DRAIN_SECONDS: Final = 15.0
-"""Longer than a link call that is under way."""
-
-_PING_SECONDS: Final = 2.0
 _GUARD_KEEP_MS: Final = 24 * 3600 * 1000
 """At least; a session asks the guards what became of its calls for as long as it can be read."""
 
@@ -79,93 +73,6 @@ class Timing:
     patience: Patience = field(default_factory=Patience)
     claim_lease: float = 30.0
     sent_lease: float = 15.0
-
-
-class Process:
-    """The parts that open something, and the order in which they close."""
-
-    def __init__(
-        self,
-        *,
-        steps: Steps,
-        tenants: Tenants,
-        health: Health,
-        store: Store,
-        transports: Sequence[Transport],
-        origins: frozenset[str],
-        notices: Notices,
-        watchers: Sequence[Watchers],
-        tasks: Tasks,
-        tracing: Tracing | None,
-    ) -> None:
-        self.steps = steps
-        self.tenants = tenants
-        self.health = health
-        self._store = store
-        self._transports = transports
-        self.origins = origins
-        self._notices = notices
-        self._watchers = watchers
-        self._tasks = tasks
-        self.tracing = tracing
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Keep leases, subscription and health while the process serves; let work under way finish at the end."""
-        async with AsyncExitStack() as stack:
-            if self.tracing is not None:
-                await stack.enter_async_context(self.tracing)
-            await stack.enter_async_context(self._store)
-            for transport in self._transports:
-                await stack.enter_async_context(transport)
-            leases = [asyncio.create_task(each.run(), name="leases") for each in self._watchers]
-            loops = [
-                asyncio.create_task(self._notices.listen(), name="notices"),
-                asyncio.create_task(self._keep_health(), name="health"),
-                *leases,
-            ]
-            try:
-                yield
-            finally:
-                self.drain()
-                for loop in leases:
-                    loop.cancel()
-                await asyncio.gather(*(self._release(each) for each in self._watchers))
-                await self._tasks.drain(_DRAIN_SECONDS)
-                for loop in loops:
-                    loop.cancel()
-                await asyncio.gather(*loops, return_exceptions=True)
-
-    async def _release(self, watchers: Watchers) -> None:
-        with suppress(StoreUnavailable):
-            await watchers.release()
-
-    def announce_end(self) -> None:
-        """Fail `/readyz`, and go on serving."""
-        self.health.draining = True
-
-    def drain(self) -> None:
-        """Take no new work, and let everybody who waits go."""
-        self.health.draining = self.health.closing = True
-        self.steps.changes.drain()
-
-    async def _keep_health(self) -> None:
-        lost = False
-        while True:
-            TASKS.set(len(asyncio.all_tasks()))
-            try:
-                await self._store.ping()
-            except StoreUnavailable as error:
-                if not lost:
-                    why = type(error.__cause__).__name__
-                    log.error("store_lost", error=why, hint="`omniconnect-bff doctor` says what is wrong")
-                lost, self.health.store_answers = True, False
-            else:
-                if lost:
-                    log.info("store_found")
-                lost = False
-                self.health.store_answers = self.health.started = True
-            await asyncio.sleep(_PING_SECONDS if self.health.started else _PING_SECONDS / 20)
 
 
 class _Shared(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 import httpx
 
-from service import cli
+from service.cli import main as cli
 from service.clock import SYSTEM_CLOCK
 from service.settings import SANDBOX_API_KEY, Settings
 from tests.plain import NO_TLS

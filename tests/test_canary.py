@@ -25,9 +25,10 @@ from redis.asyncio import Redis
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.doctor import examine
+from service.cli.doctor import examine
+from service.environment import load_settings
 from service.sandbox.server import SandboxServer
-from service.settings import SANDBOX_API_KEY, SANDBOX_SECRET, Settings, SettingsError, load_settings
+from service.settings import SANDBOX_API_KEY, SANDBOX_SECRET, Settings, SettingsError
 from service.stores.connection import Store
 from service.stores.embedded import EmbeddedStore
 from service.telemetry import configure_logs

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from service.environment import load_settings
 from service.settings import (
     DEFAULT_UPSTREAM_URL,
     SANDBOX_CLIENT_ID,
@@ -18,7 +19,6 @@ from service.settings import (
     SANDBOX_SECRET,
     Settings,
     SettingsError,
-    load_settings,
 )
 from service.tenants import SANDBOX_API_KEY_SHA256
 

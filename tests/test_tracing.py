@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from service import __version__, tracing
-from service.doctor import examine
+from service.cli.doctor import examine
 from service.sandbox.server import SandboxServer
 from tests.collector import Collector, Span, collecting, exporters_ended
 from tests.conftest import Replica, make_settings, running_replica

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from service import errors
+from service.api import step_errors
 from service.clock import Millis
 from service.errors import ServiceError
 from service.link.events import event_id
@@ -18,11 +19,11 @@ __all__ = ["event_view", "link_view", "session_error", "session_view", "validati
 _ENDINGS: Final[Mapping[str, ServiceError]] = {
     error.code: error
     for error in (
-        errors.ValidationRejected(),
-        errors.ValidationCanceled(),
-        errors.UtilityUnavailable(),
-        errors.ValidationTimedOut(),
-        errors.ValidationInterrupted(),
+        step_errors.ValidationRejected(),
+        step_errors.ValidationCanceled(),
+        step_errors.UtilityUnavailable(),
+        step_errors.ValidationTimedOut(),
+        step_errors.ValidationInterrupted(),
         errors.OutcomeUnknown(),
         errors.UpstreamMalformed(),
         errors.UpstreamCredentialsRejected(),
@@ -54,7 +55,7 @@ def validation_error(validation: ValidationRecord) -> ServiceError | None:
     """How a finished validation that did not succeed is told."""
     if validation.state in {"pending", "succeeded"}:
         return None
-    return _ENDINGS.get(validation.reason or "", _ENDINGS[errors.UtilityUnavailable.code])
+    return _ENDINGS.get(validation.reason or "", _ENDINGS[step_errors.UtilityUnavailable.code])
 
 
 def event_view(session: SessionRecord, event: EventRecord) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def session_error(session: SessionRecord, now: Millis) -> ServiceError | None:
     """How a session that ended without a link is told."""
     match state_of(session, now):
         case State.CLOSED:
-            return errors.UserClosed()
+            return step_errors.UserClosed()
         case State.EXPIRED:
             return errors.SessionExpired()
         case State.UNKNOWN:

@@ -4,33 +4,27 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Self, TypeAlias, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any, Final, Self, TypeVar
 
-from hiredis import pack_command
 from pydantic import SecretStr
-from redis._parsers import _AsyncHiredisParser
-from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel, SentinelConnectionPool
+from redis.asyncio import Redis, RedisCluster, SentinelConnectionPool
 from redis.asyncio.client import PubSub
-from redis.asyncio.cluster import PipelineCommand
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
     NoScriptError,
     RedisClusterException,
     RedisError,
-    ResponseError,
     SlotNotCoveredError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from typing_extensions import override
 
 from service.errors import StoreUnavailable
+from service.stores.batch import Command, replies_of
+from service.stores.connect import connect
 from service.stores.keys import operation_key
 from service.stores.scripts import load
+from service.stores.timeouts import within
 from service.telemetry import STORE_FAILURES
 
 __all__ = ["Store"]
@@ -50,7 +44,6 @@ _PASSING_ERRORS: Final = (
 any more; the Cluster chooses a new one."""
 
 _T = TypeVar("_T")
-_Command: TypeAlias = tuple[str | int, ...]
 
 _LARGEST_BATCH: Final = 128
 _BATCHES_AT_ONCE: Final = 64
@@ -79,46 +72,10 @@ a batch, by digest and again by text, and each may be retried 5 s late: 20 s. Th
 stalled server delivers late."""
 
 _OPERATION_BYTES: Final = 9
-_TICKS: Final = 20
-_LEAST_CONNECT_SECONDS: Final = 2.0
-"""For the subscription; a command's connection has the command's limit."""
-
-_SENTINEL_PORT: Final = 26379
-_SENTINEL_PATH_PARTS: Final = 2
-
-
-class _Ticks:
-    """A time limit that is counted in ticks of the event loop, so that the loop's own delays do not use it up.
-
-    A busy process sees an answer late that was there in time; by the clock alone it would call a healthy Redis dead.
-    """
-
-    __slots__ = ("_end", "_left", "_loop", "_seconds", "_timer")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, end: Callable[[], object]) -> None:
-        self._loop = loop
-        self._seconds = seconds / _TICKS
-        self._left = _TICKS
-        self._end = end
-        self._timer = loop.call_later(self._seconds, self._tick)
-
-    def cancel(self) -> None:
-        """It came in time."""
-        self._timer.cancel()
-
-    def _tick(self) -> None:
-        self._left -= 1
-        if self._left:
-            self._timer = self._loop.call_later(self._seconds, self._tick)
-        else:
-            self._end()
 
 
 class Store:
     """A connection pool to Redis or Valkey.
-
-    URLs: `redis://`, `rediss://`, `unix://`, `redis+cluster://host:port`,
-    `redis+sentinel://host:port,host:port/<master name>[/<db>]`.
 
     Attributes:
         remember_ms: How long Redis remembers an operation. No try is sent later than this after the call; a server that
@@ -126,14 +83,16 @@ class Store:
     """
 
     def __init__(self, url: SecretStr, *, command_seconds: float, replicas: int = 0) -> None:
-        self._client: Redis | RedisCluster = _connect(url.get_secret_value(), command_seconds)
+        self._client: Redis | RedisCluster = connect(
+            url.get_secret_value(), command_seconds=command_seconds, max_connections=_MAX_CONNECTIONS
+        )
         self._replicas = replicas
         self._attempt_seconds = command_seconds * 2  # to connect, and for the command
         # Two tries by a script's digest, and two by its text.
         self.remember_ms: Final = int((_REMEMBER_SECONDS + 4 * self._attempt_seconds) * 1000)
         # A cluster's commands go to as many nodes as there are slots.
         self._largest_batch = 1 if isinstance(self._client, RedisCluster) else _LARGEST_BATCH
-        self._waiting: deque[tuple[_Command, asyncio.Future[Any], float]] = deque()
+        self._waiting: deque[tuple[Command, asyncio.Future[Any], float]] = deque()
         self._batches: set[asyncio.Task[None]] = set()
         self._keeping = asyncio.Semaphore(_KEPT_AT_ONCE)
         self._kept: set[asyncio.Task[Any]] = set()
@@ -171,7 +130,7 @@ class Store:
             StoreUnavailable: No answer in time, or an error; `done` if it ran, and too few replicas have it.
         """
         called = load(script)
-        given: _Command = (len(keys), *keys, *args)
+        given: Command = (len(keys), *keys, *args)
         if called.once:
             operation = operation_key(keys[0], secrets.token_urlsafe(_OPERATION_BYTES))
             given = (len(keys) + 1, *keys, operation, *args, self.remember_ms)
@@ -292,13 +251,13 @@ class Store:
         self._keeping.release()
         self._kept.discard(task)
 
-    async def _kept_replies(self, command: _Command) -> Sequence[Any]:
+    async def _kept_replies(self, command: Command) -> Sequence[Any]:
         # `WAIT` is about the last write of its connection. A script that finds its work done writes nothing, and would
         # be taken for kept although no replica has what it found: so there is always a write after it.
-        mark: _Command = ("SET", f"{command[3]}:kept", 1, "PX", _MARK_MS)
+        mark: Command = ("SET", f"{command[3]}:kept", 1, "PX", _MARK_MS)
         unit = (command, mark, ("WAIT", self._replicas, _REPLICA_MS))
         try:
-            return await self._attempted(lambda: self._replies(unit), more_seconds=_REPLICA_MS / 1000)
+            return await self._attempted(lambda: replies_of(self._client, unit), more_seconds=_REPLICA_MS / 1000)
         except _STORE_ERRORS as error:
             return [error] * len(unit)
 
@@ -320,11 +279,11 @@ class Store:
         self._batches.discard(task)
         self._send()
 
-    async def _deliver(self, batch: Sequence[tuple[_Command, asyncio.Future[Any]]]) -> None:
+    async def _deliver(self, batch: Sequence[tuple[Command, asyncio.Future[Any]]]) -> None:
         commands = [command for command, _ in batch]
         replies: Sequence[Any] = [ConnectionError("closed")] * len(batch)
         try:
-            replies = await self._attempted(lambda: self._replies(commands))
+            replies = await self._attempted(lambda: replies_of(self._client, commands))
         except _STORE_ERRORS as error:
             replies = [error] * len(batch)
         finally:
@@ -332,83 +291,20 @@ class Store:
                 if not answer.done():
                     answer.set_result(reply)  # also an exception: each who waits raises one of their own
 
-    async def _replies(self, commands: Sequence[_Command]) -> Sequence[Any]:
-        """What each was answered, which may be an exception; all over one connection."""
-        if isinstance(self._client, RedisCluster):
-            return await _of_cluster(self._client, commands)
-        packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]  # its stub says one
-        return await _exchange(self._client.connection_pool, packed, len(commands))
-
     async def _attempted(self, work: Callable[[], Awaitable[_T]], *, more_seconds: float = 0) -> _T:
         """Try again once, on another connection: redis-py gives up one that is silent or broken.
 
-        This is the only retry but that of `_of_cluster`; redis-py's own ones are switched off.
+        This is the only retry but that of `batch.py`, for a Cluster; redis-py's own ones are switched off.
         """
         seconds = self._attempt_seconds + more_seconds
         loop = asyncio.get_running_loop()
         latest = loop.time() + seconds + _LATEST_RETRY_SECONDS
         try:
-            return await _within(seconds, work())
+            return await within(seconds, work())
         except _PASSING_ERRORS:
             if loop.time() > latest:
                 raise
-            return await _within(seconds, work())
-
-
-class _Parser(_AsyncHiredisParser):
-    """What is no UTF-8 fails whoever asked for it; by redis-py's own parser, all who share the connection.
-
-    A Cluster's client takes no parser, and its commands share no connection.
-    """
-
-    @override
-    async def read_response(self, disable_decoding: bool = False, push_request: bool = False) -> Any:
-        try:
-            return await super().read_response(disable_decoding, push_request)
-        except UnicodeDecodeError:
-            return ResponseError("what is stored is no UTF-8")  # the connection raises it, and stays as it is
-
-
-async def _exchange(pool: ConnectionPool, packed: bytes, commands: int) -> Sequence[Any]:
-    """What so many commands were answered, which may be exceptions. A connection that fails closes itself.
-
-    Not by redis-py's pipeline: what that does besides takes longer than all of this.
-    """
-    connection = await pool.get_connection()  # type: ignore[no-untyped-call]
-    try:
-        await connection.send_packed_command(packed)
-        return [await _reply(connection) for _ in range(commands)]
-    finally:
-        await pool.release(connection)
-
-
-async def _reply(connection: AbstractConnection) -> Any:  # noqa: ANN401 -- each command has its own shape
-    try:
-        return await connection.read_response()
-    except ResponseError as error:
-        return error
-
-
-async def _of_cluster(cluster: RedisCluster, commands: Sequence[_Command]) -> Sequence[Any]:
-    """Send one command to wherever it belongs; or several to the node of the first one's key, over one connection."""
-    first, *rest = commands
-    if not rest:
-        return [await cluster.execute_command(*first)]
-    replies = await _of_node(cluster, commands)
-    if isinstance(replies[0], Exception):
-        await cluster.execute_command(*first)  # follows redirections, and learns of the nodes anew
-        replies = await _of_node(cluster, commands)
-    return replies
-
-
-async def _of_node(cluster: RedisCluster, commands: Sequence[_Command]) -> Sequence[Any]:
-    await cluster.initialize()
-    node = cluster.get_node_from_key(str(commands[0][3]))
-    if node is None:
-        raise RedisClusterException("no node for this key")
-    unit = [PipelineCommand(position, *command) for position, command in enumerate(commands)]
-    await node.execute_pipeline(unit)
-    return [each.result for each in unit]
+            return await within(seconds, work())
 
 
 def _told(reply: Any) -> Any:  # noqa: ANN401 -- each command has its own shape
@@ -424,87 +320,3 @@ def _told(reply: Any) -> Any:  # noqa: ANN401 -- each command has its own shape
         STORE_FAILURES.labels(type(reply).__name__).inc()
         raise StoreUnavailable from reply
     return reply
-
-
-async def _within(seconds: float, work: Awaitable[_T]) -> _T:
-    """Do it in a task of its own: should redis-py lose a cancellation, the caller goes on all the same.
-
-    Raises:
-        TimeoutError: It took too long.
-    """
-    loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(work)
-    over: asyncio.Future[None] = loop.create_future()
-
-    def end(_: object = None) -> None:
-        if not over.done():
-            over.set_result(None)
-
-    task.add_done_callback(end)
-    ticks = _Ticks(loop, seconds, end)
-    try:
-        await over
-        if task.done():
-            return task.result()
-    finally:
-        ticks.cancel()
-        if not task.done():
-            task.add_done_callback(_forget)
-            task.cancel()
-    raise TimeoutError
-
-
-def _forget(task: asyncio.Future[Any]) -> None:
-    """Nobody waits for it any more, and what it ended with is no news."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _connect(url: str, command_seconds: float) -> Redis | RedisCluster:
-    # redis-py 8 waits up to 58 s for a silent server and retries 10 times unless told otherwise. Its own limit for a
-    # command is off: it waits by `asyncio.wait_for`, which in Python 3.11 loses cancellations, and it counts by the
-    # clock. Whoever uses the client sets the limit.
-    options: dict[str, Any] = {
-        "decode_responses": True,
-        "socket_timeout": None,
-        "socket_connect_timeout": max(command_seconds, _LEAST_CONNECT_SECONDS),
-        "retry": Retry(NoBackoff(), 1),
-    }
-    parts = urlsplit(url)
-    if parts.scheme in {"redis+cluster", "rediss+cluster"}:
-        plain = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix("+cluster")))
-        # Its retry sends a command again; the others' only connects again.
-        options["retry"] = Retry(NoBackoff(), 0)
-        return RedisCluster.from_url(plain, max_connections=_MAX_CONNECTIONS, **options)
-    if parts.scheme in {"redis+sentinel", "rediss+sentinel"}:
-        # One that is silent must leave time to ask the next.
-        return _sentinel(
-            url, options, {"socket_timeout": command_seconds / 2, "socket_connect_timeout": command_seconds / 2}
-        )
-    pool = ConnectionPool.from_url(url, max_connections=_MAX_CONNECTIONS, parser_class=_Parser, **options)
-    return Redis.from_pool(pool)
-
-
-def _sentinel(url: str, options: dict[str, Any], limits: dict[str, Any]) -> Redis:
-    parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = (unquote(each) for each in credentials.partition(":"))
-    name, *database = parts.path.strip("/").split("/", _SENTINEL_PATH_PARTS - 1)
-    sentinels = [urlsplit(f"//{host}") for host in hosts.split(",")]
-    nodes = [(each.hostname, each.port or _SENTINEL_PORT) for each in sentinels]
-    login = {"username": username or None, "password": password or None}
-    tls = {"ssl": parts.scheme.startswith("rediss")}
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        nodes, sentinel_kwargs=options | limits | tls, **options, **login, **tls
-    )
-    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
-        name,
-        sentinel,
-        db=int(database[0]) if database else 0,
-        max_connections=_MAX_CONNECTIONS,
-        parser_class=_Parser,
-        **options,
-        **login,
-        **tls,
-    )
-    return Redis.from_pool(pool)

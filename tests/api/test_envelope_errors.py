@@ -2,12 +2,14 @@
 
 import logging
 import re
+from types import ModuleType
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from service import errors
+from service.api import step_errors
 from service.api.envelope import HTTP_STATUS
 from service.api.models import Failure
 from service.errors import ServiceError
@@ -43,17 +45,13 @@ def test_every_endpoint_is_tried_here(shared: Replica) -> None:
     assert tried == documented
 
 
+def _coded(module: ModuleType) -> set[type[ServiceError]]:
+    classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, ServiceError)]
+    return {each for each in classes if each.__module__ == module.__name__ and hasattr(each, "code")}
+
+
 def test_every_error_that_can_end_a_request_has_a_status() -> None:
-    told_of_steps = {
-        errors.UserClosed,
-        errors.ValidationRejected,
-        errors.ValidationCanceled,
-        errors.UtilityUnavailable,
-        errors.ValidationTimedOut,
-        errors.ValidationInterrupted,
-    }
-    classes = {each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, ServiceError)}
-    raised = {each for each in classes if hasattr(each, "code")} - told_of_steps
+    raised, told_of_steps = _coded(errors), _coded(step_errors)
     assert raised == set(HTTP_STATUS)
     same_to_callers = {errors.UpstreamBusy, errors.UpstreamShut, errors.UpstreamLate}
     codes = [each.code for each in (raised | told_of_steps) - same_to_callers]

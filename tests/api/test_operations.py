@@ -9,7 +9,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from service import wiring
+from service import process
 from service.app import create_app
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
@@ -57,7 +57,7 @@ async def test_an_instance_that_drains_takes_no_new_work(replica: Replica, upstr
 async def test_a_store_that_is_lost_is_told_and_no_reason_to_send_nobody(
     upstream: SandboxServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wiring, "_PING_SECONDS", 0.1)
+    monkeypatch.setattr(process, "_PING_SECONDS", 0.1)
     with ExitStack() as stack:
         store = stack.enter_context(EmbeddedStore())
         async with running_replica(make_settings(store.url, upstream.url, prefix)) as replica:

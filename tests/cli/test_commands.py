@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from service import doctor
+from service.cli import doctor
 from tests.cli.conftest import run
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from service.doctor import examine
+from service.cli.doctor import examine
 from service.sandbox.server import SandboxServer
 from service.settings import Settings
 from tests.cli.conftest import run

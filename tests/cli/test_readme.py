@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from service import errors
-from service.api import views
+from service.api import step_errors, views
 from service.api.envelope import HTTP_STATUS
 from service.settings import Settings
 from service.tenants import PREFIX
@@ -85,7 +85,7 @@ def test_every_code_is_in_the_table_with_its_statuses() -> None:
         for fault in re.findall(r"OM\d+", faults)
         for code in re.findall(r"`([a-z_]+)`", codes)
     }
-    endings = [*views._ENDINGS.values(), errors.UserClosed(), errors.SessionExpired()]
+    endings = [*views._ENDINGS.values(), step_errors.UserClosed(), errors.SessionExpired()]
     read = {(200, each.fault.value, each.code) for each in endings}
     assert read | {(status, each.fault.value, each.code) for each, status in HTTP_STATUS.items()} <= told
 

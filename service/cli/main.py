@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from service import __version__
+from service.environment import load_settings
 from service.link.scopes import Scope
 from service.settings import (
     SANDBOX_API_KEY,
@@ -21,7 +22,6 @@ from service.settings import (
     SANDBOX_SECRET,
     Settings,
     SettingsError,
-    load_settings,
 )
 from service.tenants import KEY_NAME, PREFIX
 
@@ -126,31 +126,33 @@ def link(
     from pydantic import SecretStr
     from rich.console import Console
 
-    from service import walk
+    from service.cli import link as linking
+    from service.cli.client import Service, WalkError
+    from service.cli.prompts import Questions, Script
 
     told = Console(stderr=as_json)
     if password is not None and _typed(context, "password"):
         Console(stderr=True).print("The password is now in the history of your shell; BFF_PASSWORD keeps it out.")
-    wishes = walk.Wishes(provider, username, SecretStr(password) if password else None, account or ())
-    with _told(walk.WalkError), walk.Service(url) as service:
+    wishes = linking.Wishes(provider, username, SecretStr(password) if password else None, account or ())
+    with _told(WalkError), Service(url) as service:
         # Not asked of others: behind a proxy nobody answers it.
         in_sandbox = api_key in {None, SANDBOX_API_KEY} and service.is_sandbox()
         if api_key is None and not in_sandbox:
-            raise walk.WalkError("An API key is needed: --api-key, or BFF_API_KEY in the environment")
+            raise WalkError("An API key is needed: --api-key, or BFF_API_KEY in the environment")
         api_key = api_key or SANDBOX_API_KEY
-        guide = walk.Script(told, sandbox=in_sandbox) if as_json else walk.Questions(told, sandbox=in_sandbox)
-        envelope = walk.walk(service, SecretStr(api_key), wishes, guide)
+        guide = Script(told, sandbox=in_sandbox) if as_json else Questions(told, sandbox=in_sandbox)
+        envelope = linking.walk(service, SecretStr(api_key), wishes, guide)
     if as_json:
-        typer.echo(walk.as_json(envelope))
+        typer.echo(linking.as_json(envelope))
     else:
-        told.print_json(walk.as_json(envelope))
+        told.print_json(linking.as_json(envelope))
     raise typer.Exit(0 if envelope["status"] == "OM200" else 1)
 
 
 @app.command()
 def doctor(*, as_json: Json = False) -> None:
     """Check settings, store, upstream and this machine, and say what to do; exit code 1 if something is wrong."""
-    from service.doctor import Finding, examine
+    from service.cli.doctor import Finding, examine
 
     async def collect(settings: Settings) -> None:
         async for finding in examine(settings):

@@ -17,6 +17,7 @@ import pytest
 
 from service.settings import SANDBOX_API_KEY, Settings
 from tests.conftest import Replica
+from tests.nginx import nginx_config
 from tests.processes import eventually, resident, serving
 
 ADVICE: Final = (Path(__file__).parents[2] / "deploy" / "README.md").read_text(encoding="utf-8")
@@ -39,19 +40,7 @@ def advised(port: int, upstream: str) -> str:
     for patience in ("client_header_timeout 10s", "client_body_timeout 30s"):
         assert patience in server
         server = server.replace(patience, patience.rpartition(" ")[0] + " 1s")
-    paths = "\n".join(f"{each}_temp_path {each};" for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    return f"""daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr crit;
-worker_rlimit_nofile 8192;
-events {{ worker_connections 4096; }}
-http {{
-access_log off;
-{paths}
-{server}
-}}
-"""
+    return nginx_config(server, main="worker_rlimit_nofile 8192;", events="worker_connections 4096;")
 
 
 def test_nothing_is_missing_but_the_certificate(nginx: str, tmp_path: Path) -> None:

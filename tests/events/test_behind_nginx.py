@@ -16,6 +16,7 @@ from service.sandbox.server import SandboxServer
 from service.settings import SANDBOX_API_KEY
 from tests.conftest import Replica
 from tests.events.sse import listening
+from tests.nginx import nginx_config
 from tests.plain import NO_TLS
 from tests.processes import eventually
 from tests.walk import Walk
@@ -30,22 +31,8 @@ _LOCATIONS: Final = {
 
 
 def _config(location: str, *, port: int, upstream: str) -> str:
-    """A configuration that keeps everything in its own directory, and one process without a master."""
-    paths = "\n".join(f"{each}_temp_path {each};" for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    return f"""daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr error;
-events {{}}
-http {{
-access_log off;
-{paths}
-server {{
-listen 127.0.0.1:{port};
-{location.replace("http://127.0.0.1:8000", upstream)}
-}}
-}}
-"""
+    server = f"server {{\nlisten 127.0.0.1:{port};\n{location.replace('http://127.0.0.1:8000', upstream)}\n}}"
+    return nginx_config(server, error_level="error")
 
 
 @pytest.fixture(params=list(_LOCATIONS))

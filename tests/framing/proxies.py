@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from tests.framing.served import Service
+from tests.nginx import nginx_config
 from tests.processes import eventually
 
 __all__ = ["PROXIES", "proxied"]
@@ -47,16 +48,7 @@ listen front
 
 
 def _nginx(port: int, upstream: int) -> str:
-    paths = "\n".join(f"{each}_temp_path {each};" for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    return f"""daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr crit;
-events {{}}
-http {{
-access_log off;
-{paths}
-map $http_upgrade $connection_upgrade {{
+    return nginx_config(f"""map $http_upgrade $connection_upgrade {{
     default upgrade;
     "" "";
 }}
@@ -72,9 +64,7 @@ server {{
         proxy_set_header Upgrade $http_upgrade;
         proxy_set_header Connection $connection_upgrade;
     }}
-}}
-}}
-"""
+}}""")
 
 
 PROXIES: Final[dict[str, tuple[Callable[[int, int], str], tuple[str, ...]]]] = {

@@ -122,6 +122,7 @@ def create_app(settings: Settings, *, clock: Clock = SYSTEM_CLOCK, timing: Timin
         )
         app.router.routes.extend(demo.router.routes)
     app.openapi = cache(lambda: _document(app, settings.public_url))  # type: ignore[method-assign]
+    app.state.contract = cache(lambda: docs.contract(app.openapi()))
     require_policies(app.routes, open_paths=ops.OPEN_PATHS | (demo.OPEN_PATHS if settings.sandbox else frozenset()))
     return app
 

@@ -1,18 +1,20 @@
 """`/openapi.json`, and `/docs`: Swagger UI, served from here alone."""
 
+from collections.abc import Mapping
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from service.api.cached import Cached
 from service.api.envelope import encode
 from service.api.routing import RouteKind, make_router
 from service.errors import NotFound
 
-__all__ = ["assets", "contract_router", "router"]
+__all__ = ["assets", "contract", "contract_router", "router"]
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -49,7 +51,8 @@ router: Final = make_router("", "documentation", RouteKind.PAGE)
 @contract_router.api_route("/openapi.json", methods=["GET", "HEAD"], include_in_schema=False)
 async def openapi_json(request: Request) -> Response:
     """The contract, with this deployment's address."""
-    return Response(encode(request.app.openapi()), media_type="application/json")
+    found: Cached = request.app.state.contract()
+    return found.answer(request)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -72,6 +75,11 @@ async def docs_asset(request: Request, name: str) -> Response:
     except HTTPException:
         raise NotFound from None
     return found
+
+
+def contract(document: Mapping[str, Any]) -> Cached:
+    """The OpenAPI document as it is served."""
+    return Cached.of(encode(document), "application/json", {})
 
 
 def assets() -> StaticFiles:

@@ -32,6 +32,13 @@ async def test_the_served_document_is_the_committed_one(shared: Replica) -> None
     assert (await shared.client.get("/openapi.json")).json() == json.loads(COMMITTED.read_text(encoding="utf-8"))
 
 
+async def test_the_document_is_packed_and_known_by_its_tag(shared: Replica) -> None:
+    first = await shared.client.get("/openapi.json")
+    assert first.headers["Content-Encoding"] == "gzip"
+    again = await shared.client.get("/openapi.json", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
 def test_a_deployment_adds_nothing_but_its_address(settings: Settings) -> None:
     given = make_settings("redis://127.0.0.1:1", settings.upstream_url, "t", public_url="https://bff.example.com")
     served = create_app(given).openapi()

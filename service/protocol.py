@@ -92,7 +92,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        # uvicorn tells the newest request alone, and those before it would run on for nobody.
+        # uvicorn notifies only the newest request; the running one would go on for nobody.
         running = self._running
         if running is not None and not running.response_complete:
             running.disconnected = True
@@ -220,7 +220,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if newest is not None and newest.more_body and not newest.response_complete:
-            # The fault is in its body: whoever reads that is told at its end.
+            # The fault is in its body, whose reader learns of it at the body's end.
             newest.scope["state"][_MALFORMED] = True
             newest.more_body = newest.keep_alive = False
             newest.message_event.set()

@@ -1,9 +1,9 @@
-"""From a request to its route, outermost, and from the route to an answer, innermost.
+"""Finds a request's route, as the outermost layer, and runs that route, as the innermost.
 
 The order is: syntax, host and path (400); the route (404, 405); `Accept` (406); whether the process still takes work
 (503); the caller, where the head carries a credential; the body; a place among those at work; parameters and body
-against their models; the handler, which identifies callers whose body names their client. What is refused on the way
-costs no more than the steps before it.
+against their models; the handler, which identifies callers whose body names their client. A refused request costs only
+the steps before its refusal.
 """
 
 import re
@@ -38,11 +38,11 @@ _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:[
 
 _LONGEST_HOST: Final = 512
 _LONGEST_KEPT: Final = 512
-"""Bytes of a header's value that is looked up rather than read again; nobody else's memory is for strangers' texts."""
+"""Bytes of a header's value. What was read in a longer one is not cached, so that strangers' texts take no memory."""
 
 _LONGEST_QUERY: Final = 2048
 _MOST_PARAMETERS: Final = 32
-"""Of a query, which is read before the caller is known, and by Python."""
+"""Of a query: Python parses it before the caller is known."""
 
 _MOST_MEDIA_TYPES: Final = 64
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
@@ -52,7 +52,7 @@ _ACTING: Final = (RouteKind.API, RouteKind.WIDGET, RouteKind.HOSTED)
 
 
 class Resolver:
-    """Finds the route of each request, once, for all layers inside; and what must be refused before there is one.
+    """Finds the route of each request once, for all layers inside, and refuses requests that must not have one.
 
     Args:
         app: Answers, with the route and the refusal in the request's scope.
@@ -90,7 +90,7 @@ class Resolver:
             state = scope.setdefault("state", {})
             state["head"] = dict(scope["headers"])
             state[_REFUSAL] = refusal = self._resolve(scope)
-            # Who sends what is malformed may see requests begin elsewhere than this service does.
+            # After a malformed request, the client and this service may disagree about where the next one begins.
             if isinstance(refusal, MalformedRequest) or announces_body(scope):
                 state[_UNREAD] = True
                 send = _closing(state, send)

@@ -41,7 +41,7 @@ def add_headers(raw: list[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
 
 
 class Around:
-    """Around all that may fail, so that nothing gets past it: not even a bug is answered without an envelope."""
+    """Surrounds all layers that may fail, so that even a bug is answered with an envelope."""
 
     def __init__(self, app: ASGIApp, *, tracing: Tracing | None) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Places of one process: what is at work is bounded, and who comes beyond that is refused at once."""
+"""Bounds the requests that one process works on at a time; further requests are refused at once."""
 
 from typing import Final, Literal
 
@@ -11,8 +11,8 @@ __all__ = ["LoadShedding", "Place"]
 
 _MOST_READS: Final = 1000
 _MOST_REQUESTS: Final = 1250
-"""Requests at work in one process, with their bodies read. Reads are refused first: what a person does was prepared by
-many of them."""
+"""Requests at work in one process, with their bodies read. Reads are refused first, since many reads precede each step
+that a person takes."""
 
 _MOST_WAITING: Final = 20_000
 """Streams and long waits of one process, some 20 KB each. A wait that is begun goes on when its caller has left."""
@@ -57,5 +57,5 @@ class LoadShedding:
 
 
 def _prefers_to_wait(scope: Scope) -> bool:
-    """In any of several lines: one that is not looked at would let waiters take the places of those at work."""
+    """Looks at every line: a wait that is overlooked would hold the place of a request at work."""
     return any(name == b"prefer" and b"wait" in value.lower() for name, value in scope["headers"])

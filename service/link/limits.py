@@ -86,8 +86,8 @@ class Lockout:
     processes. Both are known by keyed hashes alone, so that Redis cannot tell who it is. A right password clears its
     account's attempts up to its own, and does not count for its address.
 
-    Each attempt has a name of its own, that of its validation: whatever is asked for it again changes nothing, so a
-    caller that got no answer may try again.
+    Each attempt has the name of its validation. Repeating a call for the same attempt changes nothing, so a caller that
+    got no answer may try again.
     """
 
     def __init__(self, *, limits: LimitStore, by_account: int, by_address: int, key: bytes, tenant: str) -> None:

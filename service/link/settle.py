@@ -17,7 +17,7 @@ __all__ = ["Settlement", "digest_of"]
 
 _INSIST_SECONDS: Final = 60.0
 _WAIT_SECONDS: Final = 1.0
-"""How long a caller waits for work that goes on without it."""
+"""How long a caller waits for work that continues in the background."""
 
 _TRY_AGAIN_SECONDS: Final = 0.25
 _CLOSE_ROUNDS: Final = 10
@@ -31,7 +31,7 @@ def digest_of(accounts: Sequence[str]) -> str:
 class Settlement:
     """Settles attempts, makes good what processes that died have left, and closes sessions.
 
-    It also goes on telling Redis what must be told in the end.
+    It also repeats writes that Redis must receive in the end.
     """
 
     def __init__(self, *, sessions: SessionStore, guards: GuardStore, tasks: Tasks, clock: Clock) -> None:

@@ -38,9 +38,9 @@ class Quota:
 class LimitStore:
     """Counts. Every method raises `StoreUnavailable` when Redis fails; then it may have counted all the same.
 
-    Requests are counted by number, since nobody takes one back. An attempt is counted by its name, which is given to
-    one attempt alone: it counts once, is given back once, and only attempts up to a successful one are forgotten,
-    however often and however late these are asked for.
+    Requests are counted by number, since no request is given back. Attempts are counted by name, and no two have the
+    same name: an attempt counts once and is given back once, however often and however late a command arrives. A
+    success forgets its own attempt and those before it, never a later one.
     """
 
     def __init__(self, *, store: Store, keys: Keys) -> None:
@@ -67,7 +67,7 @@ class LimitStore:
         return _quota(limit, await self._store.run("attempt_count", keys=self._of(limit, who, attempt), args=args))
 
     async def give_back_attempt(self, limit: Limit, who: str, attempt: str) -> None:
-        """Stop counting an attempt that was not made; one whose count is still on its way will not count either."""
+        """Stop counting an attempt that was not made; if its count arrives later, it does not count either."""
         args: list[str | int] = [attempt, self._store.remember_ms]
         await self._store.run("attempt_give_back", keys=self._of(limit, who, attempt), args=args)
 

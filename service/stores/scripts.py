@@ -1,4 +1,4 @@
-"""The scripts of `lua/`, by name: all but two run once per operation, however often their command reaches Redis."""
+"""The scripts of `lua/`, by name. All but two run once per operation, however often their command reaches Redis."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 -- Count in a fixed window, if there is room. KEYS: counter. ARGV: window in ms, how many, most.
 -- Returns {count, ms left}. A count above `most` is a refusal: it changes nothing and is not remembered, so that a flood of
--- refusals takes no memory; operations that are remembered are as few as the limit lets through.
+-- refusals takes no memory.
 local window, many = tonumber(ARGV[1]), tonumber(ARGV[2])
 local count = redis.call('INCRBY', KEYS[1], many)
 local left = redis.call('PTTL', KEYS[1])
